@@ -1,0 +1,194 @@
+"""One frozen Settings: from keyword arguments, the environment and pyproject.toml; checked once, passed whole."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tomllib
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter
+
+from durably.errors import ValidationError
+
+ENVIRONMENT_PREFIX: Final = "DURABLY_"
+_UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_TOO_LONG_SECONDS: Final = 1e300
+_NUMBER_WITH_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+
+
+def parse_duration(value: object) -> float:
+    """
+    Read a duration.
+
+    Args:
+        value: Seconds as a number, a timedelta, or digits with one of the units s, m, h, d ("90s", "30d").
+
+    Returns:
+        Seconds, finite and above 0.
+
+    Raises:
+        ValueError: The value is zero, negative, not finite or unreadable.
+    """
+    match value:
+        case bool():
+            seconds = math.nan
+        case int() | float():
+            seconds = float(value) if abs(value) < _TOO_LONG_SECONDS else math.inf  # or no float holds it
+        case timedelta():
+            seconds = value.total_seconds()
+        case str() if found := _NUMBER_WITH_UNIT.fullmatch(value.strip()):
+            seconds = float(found[1]) * _UNIT_SECONDS[found[2] or "s"]
+        case _:
+            seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(
+            f"{value!r} is no duration: give seconds above 0, a timedelta, or digits with a unit such as '90s' or '30d'"
+        )
+    return seconds
+
+
+def _integer(value: object) -> int:
+    """Accept an int, or digits as the environment gives them; a bool is no integer."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    raise ValueError(f"{value!r} is no integer")
+
+
+def _between(low: int, high: float = math.inf) -> AfterValidator:
+    def check(value: int) -> int:
+        if not low <= value <= high:
+            upper = "" if high == math.inf else f" to {high:.0f}"
+            raise ValueError(f"{value} is out of range: an integer from {low}{upper}")
+        return value
+
+    return AfterValidator(check)
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Integer = BeforeValidator(_integer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """
+    What can be set. Durations are seconds, a timedelta, or text such as "90s".
+
+    Args:
+        dialect_url: The database, as an SQLAlchemy URL. There is no default.
+        app: Where `durably` finds the application: "module:attribute", a module, or a file.
+        polling_interval: How often an idle worker looks for runs when nothing wakes it.
+        heartbeat_interval: How often a worker gives a sign of life.
+        stale_threshold: Silence after which a worker counts as dead; at least 2 * heartbeat_interval.
+        concurrency: Runs that one worker executes at once, 1 to 1,000.
+        workers: Worker processes of a supervisor, 1 to 1,000; by default one for each usable core.
+        max_interruptions: Lost workers that a run survives, from 0; at one more it fails.
+        isolate_after: Interruptions from which a run executes alone in its worker, from 0.
+        max_payload_bytes: Largest encoded input, output or step output, from 1,024.
+        preserve_steps: Keep step outputs after the run has completed.
+        retain_runs: Purge terminal runs of this age; None keeps them for ever.
+        drain_timeout: How long stopping waits for held runs before it releases them.
+        kill_timeout: How long after the release what still runs is killed.
+        unknown_job_interval: How often pending runs of unknown jobs are reported.
+        database_timeout: How long a caller's call keeps trying while the database is busy or away.
+        synchronous: SQLite: "normal" survives a killed process, "full" also a power cut.
+    """
+
+    dialect_url: str | None = field(default=None, repr=False)
+    app: str | None = None
+    polling_interval: Duration = 1.0
+    heartbeat_interval: Duration = 5.0
+    stale_threshold: Duration = 30.0
+    concurrency: Annotated[int, _between(1, 1000), Integer] = 1
+    workers: Annotated[int | None, _between(1, 1000), Integer] = None
+    max_interruptions: Annotated[int, _between(0), Integer] = 5
+    isolate_after: Annotated[int, _between(0), Integer] = 2
+    max_payload_bytes: Annotated[int, _between(1024), Integer] = 1_048_576
+    preserve_steps: bool = True
+    retain_runs: Duration | None = None
+    drain_timeout: Duration = 30.0
+    kill_timeout: Duration = 10.0
+    unknown_job_interval: Duration = 60.0
+    database_timeout: Duration = 10.0
+    synchronous: Literal["normal", "full"] = "normal"
+
+
+_NAMES: Final = frozenset(f.name for f in fields(Settings))
+
+
+def load_settings(**given: Any) -> Settings:
+    """
+    Gather the settings: keyword arguments, else DURABLY_<NAME>, else [tool.durably], else the default.
+
+    Args:
+        given: Settings by name; None means not given.
+
+    Returns:
+        The settings, checked.
+
+    Raises:
+        ValidationError: A value is wrong, or pyproject.toml has an unknown key; `field` is the setting.
+    """
+    values = _from_pyproject(Path.cwd()) | _from_environment() | {k: v for k, v in given.items() if v is not None}
+    if unknown := sorted(values.keys() - _NAMES):
+        raise ValidationError(unknown[0], f"no such setting; there are {', '.join(sorted(_NAMES))}")
+    try:
+        settings = _adapter().validate_python(values)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValidationError(str(first["loc"][0]), message) from None
+    if settings.stale_threshold < 2 * settings.heartbeat_interval:
+        raise ValidationError(
+            "stale_threshold",
+            f"{settings.stale_threshold:g} s is less than twice heartbeat_interval "
+            f"({settings.heartbeat_interval:g} s); a worker must be able to miss a beat",
+        )
+    return settings
+
+
+def change_settings(settings: Settings, **changes: Any) -> Settings:
+    """
+    Copy *settings* with some values replaced, checked like the first ones.
+
+    Args:
+        settings: The settings to start from.
+        changes: Settings by name; None leaves the value as it is.
+
+    Raises:
+        ValidationError: A value is wrong; `field` is the setting.
+    """
+    kept = {name: getattr(settings, name) for name in _NAMES}
+    return load_settings(**kept | {k: v for k, v in changes.items() if v is not None})
+
+
+@cache
+def _adapter() -> TypeAdapter[Settings]:
+    return TypeAdapter(Settings)
+
+
+def _from_environment() -> dict[str, str]:
+    found = {name: os.environ.get(ENVIRONMENT_PREFIX + name.upper()) for name in _NAMES}
+    return {name: value for name, value in found.items() if value}
+
+
+def _from_pyproject(folder: Path) -> dict[str, Any]:
+    """Read [tool.durably] of the nearest pyproject.toml at or above *folder*."""
+    path = next((p for d in (folder, *folder.parents) if (p := d / "pyproject.toml").is_file()), None)
+    if path is None:
+        return {}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("durably", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValidationError("pyproject.toml", f"{path} cannot be read: {error}") from error
+    if not isinstance(table, dict):
+        raise ValidationError("tool.durably", f"in {path} it is no table")
+    return table
