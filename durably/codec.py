@@ -1,0 +1,277 @@
+"""
+Values to stored JSON and back, to the type.
+
+What a step or job returns is encoded, stored, and decoded for the caller the first time too, so that a live
+value and a replayed one cannot differ. Declared types go through pydantic; without one a value is plain JSON data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+import pydantic
+from pydantic import TypeAdapter
+from pydantic_core import from_json
+
+from durably.errors import EncodingError, PayloadTooLargeError, ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MAX_DEPTH: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """
+    A value in its stored form.
+
+    Args:
+        text: JSON, as stored.
+        data: The same as plain JSON data, for events.
+    """
+
+    text: str
+    data: Any
+
+
+class Unfit(ValueError):  # noqa: N818 - what a value is, not an error of ours
+    """
+    A value does not fit a codec's type.
+
+    Args:
+        path: Where, starting with "$".
+        message: What is wrong there.
+    """
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.message = message
+
+
+class Codec:
+    """
+    One type's way into the database and back.
+
+    Args:
+        adapter: pydantic's adapter of a declared type; None for plain JSON data.
+        as_is: A declared type whose values are JSON already, so that pydantic need not look at them.
+    """
+
+    __slots__ = ("_adapter", "_as_is")
+
+    def __init__(self, adapter: TypeAdapter[Any] | None, as_is: type | None = None) -> None:
+        self._adapter = adapter
+        self._as_is = as_is
+
+    def encode(self, value: Any) -> Encoded:
+        """
+        Check *value* and write it as JSON.
+
+        Raises:
+            Unfit: It does not fit the type, or is not JSON data.
+        """
+        is_plain = self._adapter is None or type(value) is self._as_is
+        data = value if is_plain else self._dump(self._adapter, value)
+        plain = _plain(data, "$", 0)
+        return Encoded(write_json(plain), plain)
+
+    def decode(self, text: str) -> Any:
+        """
+        Read the stored form.
+
+        Raises:
+            Unfit: It does not fit the type any more.
+        """
+        if self._adapter is None:
+            return read_json(text)
+        try:
+            return self._adapter.validate_json(text)
+        except pydantic.ValidationError as error:
+            raise _unfit(error) from error
+
+    @staticmethod
+    def _dump(adapter: TypeAdapter[Any] | None, value: Any) -> Any:
+        assert adapter is not None
+        try:
+            checked = adapter.validator.validate_python(value)
+            return adapter.serializer.to_python(checked, mode="json", warnings="error")
+        except pydantic.ValidationError as error:
+            raise _unfit(error) from error
+        except (
+            ValueError,
+            TypeError,
+        ) as error:  # pydantic_core's serialization errors, and those of own serializers
+            raise Unfit("$", str(error)) from error
+
+
+def write_json(plain: Any) -> str:
+    """Write checked JSON data, compactly."""
+    try:
+        return orjson.dumps(plain).decode()
+    except TypeError:  # an integer of more than 64 bits
+        return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+
+
+def read_json(text: str) -> Any:
+    """Read stored JSON as plain data."""
+    return from_json(text)
+
+
+PLAIN: Final = Codec(None)
+
+
+def codec_for(declared: Any) -> Codec:
+    """
+    Find the codec of a declared type.
+
+    Args:
+        declared: A type that pydantic can check and write as JSON; `Any` for plain JSON data.
+
+    Raises:
+        TypeError: The type cannot be coded.
+    """
+    try:
+        return _codec_for(declared)
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return _build(declared)
+
+
+@lru_cache(maxsize=1024)
+def _codec_for(declared: Any) -> Codec:
+    return _build(declared)
+
+
+def _build(declared: Any) -> Codec:
+    if declared is Any or declared is object:
+        return PLAIN
+    try:
+        adapter = TypeAdapter(declared)
+        adapter.json_schema(mode="serialization")
+    except pydantic.errors.PydanticInvalidForJsonSchema as error:
+        raise TypeError(f"{declared!r} cannot be written as JSON: {error.message.splitlines()[0]}") from error
+    except pydantic.errors.PydanticUserError as error:
+        raise TypeError(
+            f"{declared!r} cannot be checked and written as JSON: {error.message.splitlines()[0]}"
+        ) from error
+    return Codec(adapter, as_is=declared if declared in (bool, int, float, str) else None)
+
+
+def check_input(codec: Codec, value: Any, limit: int) -> Encoded:
+    """
+    Encode a trigger's input.
+
+    Args:
+        codec: The job's input codec.
+        value: What the caller gave.
+        limit: max_payload_bytes.
+
+    Raises:
+        ValidationError: It does not fit; `field` is "input" or a path below it.
+        PayloadTooLargeError: It is larger than *limit* when encoded.
+    """
+    try:
+        encoded = codec.encode(value)
+    except Unfit as error:
+        raise ValidationError("input" + error.path.removeprefix("$"), error.message) from error
+    return check_size(encoded, "input", limit)
+
+
+def check_output(codec: Codec, value: Any, limit: int) -> Encoded:
+    """
+    Encode a job's return value; as `check_input`, with the field "output".
+
+    Raises:
+        ValidationError: It does not fit; `field` is "output" or a path below it.
+        PayloadTooLargeError: It is larger than *limit* when encoded.
+    """
+    try:
+        encoded = codec.encode(value)
+    except Unfit as error:
+        raise ValidationError("output" + error.path.removeprefix("$"), error.message) from error
+    return check_size(encoded, "output", limit)
+
+
+def encode_step(codec: Codec, value: Any, step_name: str, limit: int) -> Encoded:
+    """
+    Encode a step's result.
+
+    Raises:
+        EncodingError: It cannot be encoded; names the step, the type and the path inside the value.
+        PayloadTooLargeError: It is larger than *limit* when encoded.
+    """
+    try:
+        encoded = codec.encode(value)
+    except Unfit as error:
+        raise EncodingError(
+            f"step {step_name!r} returned a {type(value).__qualname__} that cannot be stored",
+            error.path,
+            error.message,
+        ) from error
+    return check_size(encoded, f"step {step_name!r}", limit)
+
+
+def check_size(encoded: Encoded, field: str, limit: int) -> Encoded:
+    """Refuse an encoded value of more than *limit* bytes, with a PayloadTooLargeError on *field*."""
+    # A character is at most 4 bytes, so most values need not be encoded to be measured.
+    if len(encoded.text) * 4 > limit and (size := len(encoded.text.encode())) > limit:
+        raise PayloadTooLargeError(field, size, limit)
+    return encoded
+
+
+def _plain(value: Any, path: str, depth: int) -> Any:
+    """Copy plain JSON data, refusing with its path whatever JSON cannot give back as it was."""
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else _encodable(value, path)
+    if kind is int or kind is bool or value is None:
+        return value
+    if kind is float:
+        if not math.isfinite(value):
+            raise Unfit(path, f"{value} is no JSON number")
+        return value
+    if depth > _MAX_DEPTH:
+        raise Unfit(path, f"nested deeper than {_MAX_DEPTH} levels, or refers to itself")
+    if kind is dict:
+        return {_key(k, path): _plain(v, f"{path}.{k}", depth + 1) for k, v in value.items()}
+    if kind is list or kind is tuple:
+        return [_plain(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
+    raise Unfit(
+        path,
+        f"{kind.__qualname__} is no JSON data (None, bool, int, finite float, str, list, dict with str keys); "
+        "declare its type, for example as the return annotation, and it comes back as itself",
+    )
+
+
+def _key(key: Any, path: str) -> str:
+    if type(key) is not str:
+        raise Unfit(path, f"the key {key!r} is a {type(key).__qualname__}, and JSON has only str keys")
+    return key if key.isascii() else _encodable(key, path)
+
+
+def _encodable(text: str, path: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Unfit(path, f"holds a lone surrogate, which no database stores ({error.reason})") from error
+    return text
+
+
+def _unfit(error: pydantic.ValidationError) -> Unfit:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    more = error.error_count() - 1
+    message = first["msg"] + (f" (and {more} more)" if more else "")
+    return Unfit("$" + "".join(_spell(first["loc"])), message)
+
+
+def _spell(location: tuple[int | str, ...]) -> Iterator[str]:
+    for part in location:
+        yield f"[{part}]" if isinstance(part, int) else f".{part}"
