@@ -1,0 +1,242 @@
+"""
+How a batch of intents is written: grouped by kind, one bulk statement per kind, in one transaction.
+
+The fence is in each statement: it writes an intent only if its run is running in its generation. When a group has
+changed as many rows as it has intents, all were written; only else does a look at the runs tell which were refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import BigInteger, Integer, String, Text, bindparam, insert, literal, select, update
+
+from durably.store import claims, workers
+from durably.store.intents import (
+    Beat,
+    BeatAnswer,
+    Checkpoint,
+    Claim,
+    Completion,
+    Failure,
+    Fenced,
+    Intent,
+    LogLine,
+    ProgressNote,
+    Release,
+    StepFailure,
+)
+from durably.store.tables import has_status, logs, now, runs, steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from sqlalchemy import Connection, Insert, Table
+
+    from durably.errors import Reason
+    from durably.store.claims import ClaimedRun
+    from durably.store.intents import Verdict
+
+_look: Final = (
+    select(runs.c.id, runs.c.status, runs.c.generation)
+    .where(runs.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(runs.c.id)  # one order for all, so that no two batches wait for each other's rows
+    .with_for_update()
+)
+_mine: Final = runs.c.id == bindparam("run"), has_status("running"), runs.c.generation == bindparam("fence")
+_ended: Final = {"worker_id": None, "completed_at": now(), "updated_at": now()}
+_error: Final = {
+    "error": bindparam("message", type_=Text),
+    "error_type": bindparam("kind", type_=String),
+    "error_traceback": bindparam("trace", type_=Text),
+}
+_step: Final = {
+    "run_id": runs.c.id,
+    "name": bindparam("step", type_=String),
+    "attempt": bindparam("number", type_=Integer),
+    "position": bindparam("place", type_=Integer),
+    "started_at": now() - bindparam("took", type_=BigInteger),
+    "completed_at": now(),
+}
+
+
+def _insert_into(table: Table, values: Mapping[str, Any]) -> Insert:
+    """Insert one row of *values*, if the run is mine."""
+    return insert(table).from_select(list(values), select(*values.values()).where(*_mine), include_defaults=False)
+
+
+def _of_run(intent: Fenced) -> dict[str, Any]:
+    return {"run": intent.run_id, "fence": intent.generation}
+
+
+def _of_step(intent: Checkpoint | StepFailure) -> dict[str, Any]:
+    return {
+        "run": intent.run_id,
+        "fence": intent.generation,
+        "step": intent.name,
+        "number": intent.attempt,
+        "place": intent.index,
+        "took": int(intent.duration * 1e6),
+    }
+
+
+def _of_failure(intent: Failure | StepFailure) -> dict[str, Any]:
+    return {"message": intent.error, "kind": intent.error_type[:512], "trace": intent.error_traceback}
+
+
+# In the order of writing: what a run handed over before its end lands no later than its end.
+_WRITES: Final[dict[type[Fenced], tuple[Any, Callable[[Any], dict[str, Any]]]]] = {
+    LogLine: (
+        _insert_into(
+            logs,
+            {
+                "run_id": runs.c.id,
+                "step_name": bindparam("step", type_=String),
+                "attempt": bindparam("number", type_=Integer),
+                "level": bindparam("rank", type_=String),
+                "message": bindparam("text", type_=Text),
+                "data": bindparam("value", type_=Text),
+                "created_at": now(),
+            },
+        ),
+        lambda i: (
+            _of_run(i) | {"step": i.step_name, "number": i.attempt, "rank": i.level, "text": i.message, "value": i.data}
+        ),
+    ),
+    ProgressNote: (
+        update(runs).where(*_mine).values(progress=bindparam("value")),
+        lambda i: _of_run(i) | {"value": i.progress},
+    ),
+    StepFailure: (
+        _insert_into(steps, _step | _error | {"status": literal("failed")}),
+        lambda i: _of_step(i) | _of_failure(i),
+    ),
+    Checkpoint: (
+        _insert_into(steps, _step | {"status": literal("completed"), "output": bindparam("value", type_=Text)}),
+        lambda i: _of_step(i) | {"value": i.output},
+    ),
+    Completion: (
+        update(runs).where(*_mine).values(_ended | {"status": "completed", "output": bindparam("value")}),
+        lambda i: _of_run(i) | {"value": i.output},
+    ),
+    Failure: (
+        update(runs).where(*_mine).values(_ended | _error | {"status": "failed"}),
+        lambda i: _of_run(i) | _of_failure(i),
+    ),
+    Release: (
+        update(runs).where(*_mine).values(status="pending", worker_id=None, pending_at=now(), updated_at=now()),
+        _of_run,
+    ),
+}
+# Written one by one: what they leave behind, a recovery may have left too, so only the count tells them apart.
+_SINGLY: Final = frozenset({Failure, Release})
+_drop_outputs: Final = update(steps).where(steps.c.run_id == bindparam("run")).values(output=None)
+
+
+def write_batch(connection: Connection, intents: Sequence[Intent]) -> list[Any]:
+    """
+    Write *intents*, in the order: fenced writes, heartbeats, claims.
+
+    Args:
+        connection: In a write transaction.
+
+    Returns:
+        Their answers, in the order of *intents*: a `Verdict` for each that is fenced, a `BeatAnswer` for each
+        heartbeat, a list of `ClaimedRun` for each claim.
+    """
+    answers: dict[int, Any] = {}
+    fenced = [intent for intent in intents if isinstance(intent, Fenced)]
+    if fenced:
+        answers.update(_write_fenced(connection, fenced))
+    for intent in intents:
+        if isinstance(intent, Beat):
+            answers[id(intent)] = _write_beat(connection, intent)
+    wanted = [intent for intent in intents if isinstance(intent, Claim)]
+    if wanted:
+        answers.update(_write_claims(connection, wanted))
+    return [answers[id(intent)] for intent in intents]
+
+
+def _write_fenced(connection: Connection, fenced: Sequence[Fenced]) -> dict[int, Verdict]:
+    groups: dict[type[Fenced], list[Fenced]] = {}
+    for intent in fenced:
+        groups.setdefault(type(intent), []).append(intent)
+    verdicts: dict[int, Verdict] = {id(intent): None for intent in fenced}
+    for kind, (statement, values) in _WRITES.items():
+        group = groups.get(kind, [])
+        for part in [[intent] for intent in group] if kind in _SINGLY else [group] if group else []:
+            written = connection.execute(statement, [values(intent) for intent in part]).rowcount
+            if written != len(part):
+                verdicts.update(_find_refused(connection, part))
+    slimmed = [
+        {"run": i.run_id}
+        for i in groups.get(Completion, ())
+        if isinstance(i, Completion) and i.drop_outputs and verdicts[id(i)] is None
+    ]
+    if slimmed:
+        connection.execute(_drop_outputs, slimmed)
+    return verdicts
+
+
+def _find_refused(connection: Connection, group: Sequence[Fenced]) -> dict[int, Verdict]:
+    """
+    Tell which of *group*, whose statement has just run, the fence refused.
+
+    A run is in its intent's generation if nobody claimed it since, and completed only if the intent itself did it.
+    """
+    found = _look_at(connection, {intent.run_id for intent in group})
+    status = "completed" if isinstance(group[0], Completion) else "running"
+    return {id(intent): _judge(found.get(intent.run_id), (status, intent.generation)) for intent in group}
+
+
+def _look_at(connection: Connection, run_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
+    rows = connection.execute(_look, {"ids": list(run_ids)})
+    return {run_id: (status, generation) for run_id, status, generation in rows}
+
+
+def _judge(found: tuple[str, int] | None, expected: tuple[str, int]) -> Verdict:
+    """Decide why a run is *found* (status, generation) other than its holder's write leaves it; None if it is not."""
+    if found == expected:
+        return None
+    return "cancelled" if found is not None and found[0] == "cancelled" else "lease_lost"
+
+
+def _write_beat(connection: Connection, beat: Beat) -> BeatAnswer:
+    accepted = workers.beat(
+        connection,
+        beat.worker_id,
+        jobs=beat.jobs,
+        loop_lag=beat.loop_lag,
+        oldest_step_age=beat.oldest_step_age,
+    )
+    found = _look_at(connection, {run_id for run_id, _ in beat.held}) if beat.held else {}
+    lost: list[tuple[str, int, Reason]] = [
+        (run_id, generation, reason)
+        for run_id, generation in beat.held
+        if (reason := _judge(found.get(run_id), ("running", generation))) is not None
+    ]
+    waits = accepted and claims.await_overdue_run(
+        connection,
+        worker_id=beat.worker_id,
+        jobs=beat.jobs,
+        isolate_after=beat.isolate_after,
+        patience=beat.patience,
+    )
+    return BeatAnswer(accepted=accepted, lost=lost, run_waits_to_be_alone=waits)
+
+
+def _write_claims(connection: Connection, wanted: Sequence[Claim]) -> dict[int, list[ClaimedRun]]:
+    """Claim for all of *wanted*, which are one worker's, at once, and share out."""
+    first = wanted[0]
+    claimed = claims.claim(
+        connection,
+        worker_id=first.worker_id,
+        jobs=first.jobs,
+        limit=sum(claim.limit for claim in wanted),
+        isolate_after=first.isolate_after,
+        company=first.company if len(wanted) == 1 else "beside",
+    )
+    shares: dict[int, list[ClaimedRun]] = {}
+    for claim in wanted:
+        shares[id(claim)], claimed = claimed[: claim.limit], claimed[claim.limit :]
+    return shares

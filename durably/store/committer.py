@@ -1,0 +1,203 @@
+"""
+The thread that owns a process's writing connection (group commit).
+
+Whoever wants something written hands over an intent and a future. The thread takes all that waits, writes it in one
+transaction, commits, and resolves the futures; so under load many runs share a commit, and nothing is less durable.
+
+If it dies at any line, the transaction rolls back and nobody was told otherwise: futures resolve after the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from durably.store.batch import write_batch
+from durably.store.claims import is_any_claimable
+from durably.store.database import unavailable
+from durably.store.intents import Claim
+from durably.store.pause import Pause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy import Connection
+
+    from durably.store.database import Database
+    from durably.store.intents import Intent
+
+Waiter: TypeAlias = "asyncio.Future[Any] | Future[Any] | Callable[[Any, BaseException | None], None] | None"
+"""Who is told the answer or the error: a future, a function called in the committer's thread, or nobody."""
+
+_Order: TypeAlias = "tuple[Intent, Waiter]"
+
+# Enough to share one fsync among all runs of a busy worker; a bound on how long one transaction holds the others up.
+_LARGEST_BATCH: Final = 512
+_FIRST_PAUSE_SECONDS: Final = 0.01
+
+
+class Committer:
+    """
+    One process's writer.
+
+    Args:
+        database: Opened by the thread, not before.
+        longest_pause: Seconds between attempts while the database is away.
+        on_outage: Called from the thread once per outage, with the error, and with None when it is over.
+    """
+
+    def __init__(
+        self, database: Database, *, longest_pause: float, on_outage: Callable[[BaseException | None], None]
+    ) -> None:
+        self._database = database
+        self._on_outage = on_outage
+        self._pause = Pause(_FIRST_PAUSE_SECONDS, longest_pause)
+        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="durably-committer", daemon=True)
+        # Owned by the thread.
+        self._connection: Connection | None = None
+        self._is_out = False
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def submit(self, intent: Intent, waiter: Waiter = None) -> None:
+        """
+        Hand *intent* over; safe from any thread.
+
+        Args:
+            waiter: Resolved after the commit with the intent's answer, or with the error that it alone caused.
+        """
+        self._orders.put((intent, waiter))
+
+    async def ask(self, intent: Intent) -> Any:
+        """Hand *intent* over and await its answer."""
+        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.submit(intent, waiter)
+        return await waiter
+
+    def ask_blocking(self, intent: Intent) -> Any:
+        """Hand *intent* over and wait for its answer, in a thread that is no event loop's."""
+        waiter: Future[Any] = Future()
+        self.submit(intent, waiter)
+        return waiter.result()
+
+    def close(self, timeout: float) -> None:
+        """
+        Write what was handed over so far and end.
+
+        Args:
+            timeout: Seconds to wait; with the database away the thread gives up then, and the fence does the rest.
+        """
+        self._orders.put(None)
+        self._thread.join(timeout)
+        self._closing.set()
+
+    def _run(self) -> None:
+        while (first := self._orders.get()) is not None:
+            self._commit([first], and_what_waits=True)
+        self._disconnect()
+
+    def _commit(self, batch: list[_Order], *, and_what_waits: bool) -> None:
+        """Write *batch*, waiting out what is transient; if it fails for good, find the culprit one by one."""
+        while True:
+            try:
+                answers = self._write(batch, and_what_waits=and_what_waits)
+            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be answered
+                self._disconnect()
+                if self._database.dialect.is_transient(error) and not self._closing.is_set():
+                    self._wait_out(error)
+                    continue
+                if len(batch) > 1:
+                    for order in batch:
+                        self._commit([order], and_what_waits=False)
+                else:
+                    _resolve([(batch[0][1], None, unavailable(error, self._database.dialect))])
+                return
+            self._is_back()
+            _resolve([(waiter, answer, None) for (_, waiter), answer in zip(batch, answers, strict=True)])
+            return
+
+    def _write(self, batch: list[_Order], *, and_what_waits: bool) -> list[Any]:
+        """Write *batch* in one transaction, with all that came while the right to write was waited for."""
+        if self._connection is None:
+            self._database.check()
+            self._connection = self._database.engine().connect()
+        if and_what_waits and self._finds_nothing(batch[0][0]):
+            return [[]]
+        with self._database.dialect.writing(self._connection, timeout=self._database.timeout):
+            if and_what_waits:
+                self._take_what_waits(batch)
+            return write_batch(self._connection, [intent for intent, _ in batch])
+
+    def _finds_nothing(self, intent: Intent) -> bool:
+        """Look before a claim that comes alone, as an idle worker's does: most find nothing, and need not write."""
+        assert self._connection is not None
+        if not isinstance(intent, Claim) or not self._orders.empty():
+            return False
+        try:
+            return not is_any_claimable(self._connection, intent.jobs)
+        finally:
+            self._connection.rollback()
+
+    def _take_what_waits(self, batch: list[_Order]) -> None:
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < _LARGEST_BATCH:
+                order = self._orders.get_nowait()
+                if order is None:
+                    self._orders.put(None)  # the end comes after what it follows
+                    return
+                batch.append(order)
+
+    def _wait_out(self, error: BaseException) -> None:
+        if not self._is_out:
+            self._is_out = True
+            self._on_outage(error)
+        self._closing.wait(self._pause.next())
+
+    def _is_back(self) -> None:
+        if self._is_out:
+            self._is_out = False
+            self._pause.reset()
+            self._on_outage(None)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(Exception):  # it is being thrown away
+                self._connection.close()
+            self._connection = None
+
+
+def _resolve(outcomes: Sequence[tuple[Waiter, Any, BaseException | None]]) -> None:
+    """Tell those who wait; those on one event loop with one wake-up of it."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, BaseException | None]]] = {}
+    for waiter, answer, error in outcomes:
+        if isinstance(waiter, asyncio.Future):
+            by_loop.setdefault(waiter.get_loop(), []).append((waiter, answer, error))
+        elif isinstance(waiter, Future):
+            _settle(waiter, answer, error)
+        elif waiter is not None:
+            waiter(answer, error)
+    for loop, settled in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
+            loop.call_soon_threadsafe(_settle_all, settled)
+
+
+def _settle_all(settled: Sequence[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+    for waiter, answer, error in settled:
+        _settle(waiter, answer, error)
+
+
+def _settle(waiter: asyncio.Future[Any] | Future[Any], answer: Any, error: BaseException | None) -> None:
+    if waiter.done():
+        return
+    if error is None:
+        waiter.set_result(answer)
+    else:
+        waiter.set_exception(error)

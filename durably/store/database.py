@@ -1,0 +1,158 @@
+"""One process's way into the database: an engine, made on first use and anew after a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from durably.errors import DatabaseUnavailableError
+from durably.store.dialects import find_dialect
+from durably.store.migrations import check_schema, migrate
+from durably.store.pause import Pause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection, Engine
+
+    from durably.settings import Settings
+    from durably.store.dialects import Dialect
+
+T = TypeVar("T")
+_FIRST_PAUSE_SECONDS: Final = 0.01
+_LONGEST_PAUSE_SECONDS: Final = 0.5
+
+
+class Database:
+    """
+    The database that the settings name. Opens nothing until it is used; safe for threads and forks.
+
+    Args:
+        settings: Of them the URL and `database_timeout`.
+
+    Raises:
+        ValidationError: On `dialect_url`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.dialect: Final[Dialect] = find_dialect(settings)
+        self.timeout: Final = settings.database_timeout
+        # The three below are written under the lock, and by a forked child, which is alone.
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._checked = False
+        self._pid = os.getpid()
+
+    def engine(self) -> Engine:
+        """Give this process's engine. A forked child makes its own and leaves the parent's connections alone."""
+        if self._pid != os.getpid():
+            self._start_anew_after_fork()
+        with self._lock:
+            if self._engine is None:
+                self._engine = self.dialect.create_engine()
+            return self._engine
+
+    def _start_anew_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        if self._engine is not None:
+            self._engine.dispose(close=False)
+        self._engine = None
+        self._pid = os.getpid()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Hold a connection for reading, in one transaction."""
+        self.check()
+        with self.engine().connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Hold a connection in one write transaction: committed at the end, rolled back on an error."""
+        self.check()
+        with self.engine().connect() as connection, self.dialect.writing(connection, timeout=self.timeout):
+            yield connection
+
+    def check(self) -> None:
+        """
+        Make sure, once per process, that the schema is the code's.
+
+        Raises:
+            SchemaOutdatedError: It is missing or behind.
+            SchemaTooNewError: It is ahead.
+        """
+        if self._checked and self._pid == os.getpid():
+            return
+        self.dialect.check_reachable()
+        with self.engine().connect() as connection:
+            check_schema(connection)
+        self._checked = True
+
+    def read(self, query: Callable[[Connection], T]) -> T:
+        """
+        Run *query* for a caller; contention is waited out.
+
+        Raises:
+            DatabaseUnavailableError: It did not succeed within database_timeout, or never will.
+        """
+        return self._persist(lambda: self._once(self.reading, query))
+
+    def write(self, change: Callable[[Connection], T]) -> T:
+        """
+        Run *change* for a caller in one write transaction; contention is waited out.
+
+        Raises:
+            DatabaseUnavailableError: It did not succeed within database_timeout, or never will.
+        """
+        return self._persist(lambda: self._once(self.writing, change))
+
+    @staticmethod
+    def _once(holding: Callable[[], object], use: Callable[[Connection], T]) -> T:
+        with holding() as connection:  # type: ignore[attr-defined]
+            return use(connection)
+
+    def _persist(self, action: Callable[[], T]) -> T:
+        pause = Pause(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                return action()
+            except (SQLAlchemyError, OSError) as error:
+                if not self.dialect.is_transient(error) or time.monotonic() >= deadline:
+                    raise unavailable(error, self.dialect) from error
+            time.sleep(pause.next())
+
+    def migrate(self) -> bool:
+        """
+        Bring the schema to the code's revision.
+
+        Returns:
+            Whether anything had to be done.
+
+        Raises:
+            SchemaTooNewError: The code does not know the database's revision; nothing was written.
+            DatabaseUnavailableError: It cannot be opened or made.
+        """
+        return self._persist(lambda: migrate(self.engine(), self.dialect, timeout=self.timeout))
+
+    def close(self) -> None:
+        """Close every connection; the next use opens new ones."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            self._checked = False
+        if engine is not None and self._pid == os.getpid():
+            engine.dispose()
+
+
+def unavailable(error: BaseException, dialect: Dialect) -> DatabaseUnavailableError:
+    """Put an error of SQLAlchemy, of a driver or of the system into words without the password or the parameters."""
+    cause: object = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(error, PoolTimeoutError):
+        cause = "more threads want a connection at once than the pool holds"
+    return DatabaseUnavailableError(f"{dialect.safe_url}: {cause}")

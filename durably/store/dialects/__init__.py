@@ -1,0 +1,143 @@
+"""
+What differs between databases, behind one small protocol; and how a URL finds its dialect.
+
+A third party adds a dialect through the entry-point group ``durably.dialects``: the entry's name is the URL's
+scheme without its driver ("postgresql"), or with it ("sqlite+libsql"), its object a callable that takes
+(url, settings) and returns a `Dialect`.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from durably.errors import ValidationError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy import Connection, Engine
+
+    from durably.settings import Settings
+
+GROUP = "durably.dialects"
+
+
+class Watch(Protocol):
+    """One process's way to learn, without asking the database all the time, that another process has committed."""
+
+    def fileno(self) -> int:
+        """Give a descriptor that turns readable when something may have been committed."""
+
+    def changed(self) -> bool:
+        """
+        Tell whether another connection has committed since the last call, and consume what made it readable.
+
+        Raises:
+            DBAPIError: The database does not answer.
+        """
+
+    def close(self) -> None:
+        """Free the descriptor and the connection."""
+
+
+class Dialect(Protocol):
+    """
+    What differs between databases. Holds no connection; may be used by several threads.
+
+    Attributes:
+        name: The word for it in events and messages.
+        safe_url: The URL without its password.
+    """
+
+    name: str
+    safe_url: str
+
+    def create_engine(self) -> Engine:
+        """Make the engine of this process, configured for each connection that it will open; open none."""
+
+    def check_reachable(self) -> None:
+        """
+        Find out cheaply, before an engine is used, what would make every connection fail.
+
+        Raises:
+            DatabaseUnavailableError: It cannot be opened; says what would help.
+            SchemaOutdatedError: There is no such database yet.
+        """
+
+    def prepare(self, engine: Engine) -> None:
+        """
+        Do what is done once per database, before the migration: make it, set its journal mode.
+
+        Raises:
+            DatabaseUnavailableError: It cannot be made; says what would help.
+        """
+
+    def writing(self, connection: Connection, *, timeout: float) -> AbstractContextManager[None]:
+        """
+        Hold one write transaction: begun on entry with the right to write, committed on exit, rolled back on error.
+
+        Args:
+            connection: Outside a transaction.
+            timeout: Seconds to queue behind other writers.
+
+        Raises:
+            DBAPIError, OSError: With an error that `is_transient` knows, when the wait was in vain.
+        """
+
+    def migration_lock(self, connection: Connection) -> None:
+        """Take, within a write transaction, the lock that makes migrations of one database follow each other."""
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Tell whether *error* may pass by itself: contention, a dropped connection, a full disk."""
+
+    def watch(self, engine: Engine) -> Watch | None:
+        """Open this process's watch on commits by others, or None where only polling tells."""
+
+    def upkeep(self, engine: Engine) -> None:
+        """Do what this database needs done every few seconds, without holding up a writer."""
+
+
+def find_dialect(settings: Settings) -> Dialect:
+    """
+    Find the dialect of the settings' URL.
+
+    Raises:
+        ValidationError: On `dialect_url`: there is none, it cannot be read, or its dialect is not installed.
+    """
+    if not settings.dialect_url:
+        raise ValidationError(
+            "dialect_url",
+            "no database given: pass it, set DURABLY_DIALECT_URL, or set dialect_url in [tool.durably] of "
+            "pyproject.toml; for a file in this folder it is 'sqlite:///durably.db'",
+        )
+    try:
+        url = make_url(settings.dialect_url)
+    except ArgumentError:
+        raise ValidationError(
+            "dialect_url",
+            "not a database URL; it looks like 'sqlite:///path/to/file.db' or 'postgresql://user@host/name'",
+        ) from None
+    entry = _entry(url)
+    dialect: Dialect = entry.load()(url, settings)
+    return dialect
+
+
+def _entry(url: URL) -> EntryPoint:
+    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    for name in (url.drivername, url.get_backend_name()):
+        if name in installed and (name == url.drivername or "+" not in url.drivername or _default_driver(url)):
+            return installed[name]
+    raise ValidationError(
+        "dialect_url",
+        f"no dialect for {url.drivername!r} is installed; installed: {', '.join(sorted(installed)) or 'none'}",
+    )
+
+
+def _default_driver(url: URL) -> bool:
+    """Tell whether the URL's driver is the one that its database has without a driver named."""
+    plain: Any = make_url(f"{url.get_backend_name()}://").get_driver_name()
+    return bool(url.get_driver_name() == plain)

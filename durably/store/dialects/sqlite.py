@@ -1,0 +1,225 @@
+"""SQLite: a file, one writer at a time, no server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
+
+from durably.errors import DatabaseUnavailableError, SchemaOutdatedError, ValidationError
+from durably.store.dialects.gate import gate
+from durably.store.tables import REVISION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import URL
+
+    from durably.settings import Settings
+
+_TRANSIENT_CODES: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+# Shared-memory WAL does not work across hosts (sqlite.org/wal.html); these are the kinds that mounts name.
+_NETWORK_FILE_SYSTEMS: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs"}
+)
+# With the keeper's checkpoints the WAL stays at a few MB; this bounds it where no keeper runs (4 KB pages).
+_WAL_PAGES_BEFORE_A_COMMIT_CHECKPOINTS: Final = 8_000
+_WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
+# The gate comes first, so SQLite's own wait is only for strangers who write to the file without it.
+_BUSY_TIMEOUT_MS: Final = 2_000
+_BEGIN: Final = "durably_begin"
+
+
+class SQLite:
+    """
+    The SQLite dialect, over the standard library's driver.
+
+    Args:
+        url: `sqlite:///path`; the file is made by the migration.
+        settings: Of them `synchronous` and `database_timeout`.
+
+    Raises:
+        ValidationError: The URL names no file; several processes cannot share memory.
+    """
+
+    name = "sqlite"
+
+    def __init__(self, url: URL, settings: Settings) -> None:
+        if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+            raise ValidationError(
+                "dialect_url", "SQLite needs a file that processes can share, such as 'sqlite:///durably.db'"
+            )
+        self.safe_url = url.render_as_string(hide_password=True)
+        self._url = url
+        self._path = Path(url.database).absolute()
+        self._gate_path = f"{self._path}-gate"
+        self._synchronous = settings.synchronous
+        self._timeout = settings.database_timeout
+
+    def create_engine(self) -> Engine:
+        """Make an engine whose connections are in autocommit until a transaction is begun by name."""
+        engine = create_engine(
+            self._url.set(drivername="sqlite+pysqlite", database=str(self._path)),
+            poolclass=QueuePool,
+            # Every connection that a caller's thread may need at once; a wait is bounded by the pool's timeout.
+            pool_size=4,
+            max_overflow=60,
+            connect_args={
+                "check_same_thread": False,
+                "isolation_level": None,
+                "timeout": _BUSY_TIMEOUT_MS / 1000,
+            },
+        )
+        event.listen(engine, "connect", self._configure)
+        event.listen(engine, "begin", _begin)
+        return engine
+
+    def check_reachable(self) -> None:
+        """Refuse a missing file here, because connecting would make an empty one."""
+        if self._path.is_dir():
+            raise DatabaseUnavailableError(f"{self._path} is a folder, not a database file")
+        if not self._path.exists():
+            raise SchemaOutdatedError(None, REVISION)
+        if not os.access(self._path, os.R_OK | os.W_OK) or not os.access(self._path.parent, os.W_OK):
+            raise DatabaseUnavailableError(
+                f"{self._path}: the file and its folder must be readable and writable by this user"
+            )
+
+    def prepare(self, engine: Engine) -> None:
+        """Make the file and set its journal mode, which stays with it; alone, behind the gate."""
+        self._check_creatable()
+        with gate(self._gate_path, self._timeout), _without_transaction(engine) as connection:
+            mode = connection.exec_driver_sql("PRAGMA journal_mode=WAL").scalar_one()
+        if mode != "wal":
+            raise DatabaseUnavailableError(f"{self._path}: the file system does not allow WAL mode (got {mode!r})")
+
+    @contextmanager
+    def writing(self, connection: Connection, *, timeout: float) -> Iterator[None]:
+        """Queue at the gate, then BEGIN IMMEDIATE."""
+        with gate(self._gate_path, timeout):
+            connection.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+            try:
+                with connection.begin():
+                    yield
+            finally:
+                connection.execution_options(**{_BEGIN: "BEGIN"})
+
+    def migration_lock(self, connection: Connection) -> None:
+        """Do nothing: BEGIN IMMEDIATE is the lock."""
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Tell contention, a full disk and failing I/O from the rest."""
+        if isinstance(error, TimeoutError):
+            return True
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        code = getattr(cause, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in _TRANSIENT_CODES
+
+    def watch(self, engine: Engine) -> FileWatch | None:
+        """Watch the file by inotify; elsewhere than on Linux only polling tells."""
+        return FileWatch(self._path, engine) if sys.platform == "linux" else None
+
+    def upkeep(self, engine: Engine) -> None:
+        """Move what is in the WAL to the file, as far as no reader or writer is held up."""
+        with _without_transaction(engine) as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _check_creatable(self) -> None:
+        """Refuse, before the migration makes the file, a folder that cannot hold it."""
+        folder = self._path.parent
+        if not folder.is_dir():
+            raise DatabaseUnavailableError(f"{self._path}: there is no folder {folder}; make it first")
+        if not os.access(folder, os.W_OK) or (self._path.exists() and not os.access(self._path, os.W_OK)):
+            raise DatabaseUnavailableError(f"{self._path}: the folder and the file must be writable by this user")
+        if (kind := _file_system(folder)) in _NETWORK_FILE_SYSTEMS:
+            raise DatabaseUnavailableError(
+                f"{self._path}: on a network file system ({kind}), where SQLite cannot keep several processes "
+                "apart; use a local disk, or PostgreSQL for several hosts"
+            )
+
+    def _configure(self, connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in (
+            f"synchronous={self._synchronous}",
+            "foreign_keys=ON",
+            f"wal_autocheckpoint={_WAL_PAGES_BEFORE_A_COMMIT_CHECKPOINTS}",
+            f"journal_size_limit={_WAL_BYTES_KEPT}",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+
+class FileWatch:
+    """
+    inotify on the database's WAL, and `PRAGMA data_version`.
+
+    inotify costs nothing while idle and fires a moment before the commit is visible; data_version tells that it is.
+
+    Args:
+        path: The database file.
+        engine: Gives the one connection whose data_version is compared.
+    """
+
+    def __init__(self, path: Path, engine: Engine) -> None:
+        from inotify_simple import INotify, flags
+
+        self._connection = _without_transaction(engine)
+        self._version = self._read_version()
+        # While a connection that has read is open, SQLite keeps the WAL's file: it is emptied, but not removed.
+        self._inotify = INotify(nonblocking=True)
+        self._inotify.add_watch(f"{path}-wal", flags.MODIFY)
+
+    def fileno(self) -> int:
+        """Give inotify's descriptor."""
+        return int(self._inotify.fileno())
+
+    def changed(self) -> bool:
+        """Compare the connection's data_version with that of the last call."""
+        for _ in self._inotify.read(timeout=0):
+            pass
+        version = self._read_version()
+        changed, self._version = version != self._version, version
+        return changed
+
+    def close(self) -> None:
+        """Free inotify's descriptor and the connection."""
+        self._inotify.close()
+        self._connection.close()
+
+    def _read_version(self) -> int:
+        return int(self._connection.exec_driver_sql("PRAGMA data_version").scalar_one())
+
+
+def _without_transaction(engine: Engine) -> Connection:
+    return engine.connect().execution_options(**{_BEGIN: ""})
+
+
+def _begin(connection: Connection) -> None:
+    if statement := connection.get_execution_options().get(_BEGIN, "BEGIN"):
+        connection.exec_driver_sql(statement)
+
+
+def _file_system(folder: Path) -> str | None:
+    """Name the kind of the mount that holds *folder*; None where the system does not tell."""
+    with contextlib.suppress(OSError):
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
+        real = folder.resolve()
+        holding = [m for m in mounts if real.is_relative_to(m[1].replace("\\040", " "))]
+        return max(holding, key=lambda m: len(m[1]))[2] if holding else None
+    return None

@@ -1,0 +1,142 @@
+"""How runs are born: trigger, answered by an existing run where a key says so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sqlalchemy import bindparam, insert, literal_column, select
+
+from durably.store.rows import to_run
+from durably.store.tables import has_status, now, runs
+from durably.store.tables import labels as labels_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Connection, Row
+
+    from durably.model import Disposition, Run
+
+Coalesce = Literal["skip", "active"]
+_CHUNK: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """
+    What a trigger asks for, checked.
+
+    Args:
+        id: From `new_id`.
+        input: JSON.
+        coalesce: With a concurrency key: answer with a pending ("skip") or also the running ("active") run.
+    """
+
+    id: str
+    job_name: str
+    input: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    concurrency_key: str | None = None
+    coalesce: Coalesce | None = None
+
+
+_insert_run: Final = insert(runs).values(
+    id=bindparam("id"),
+    job_name=bindparam("job_name"),
+    status="pending",
+    input=bindparam("input"),
+    labels=bindparam("labels"),
+    idempotency_key=bindparam("idempotency_key"),
+    concurrency_key=bindparam("concurrency_key"),
+    attempt=1,
+    generation=0,
+    interruptions=0,
+    created_at=now(),
+    pending_at=now(),
+    updated_at=now(),
+)
+_insert_label: Final = insert(labels_table)
+_by_idempotency_key: Final = select(runs).where(
+    runs.c.job_name == bindparam("job_name"), runs.c.idempotency_key == bindparam("key")
+)
+_of_key: Final = runs.c.job_name == bindparam("job_name"), runs.c.concurrency_key == bindparam("key")
+_oldest_pending: Final = (
+    select(runs)
+    .where(has_status("pending"), *_of_key)
+    .order_by(runs.c.created_at, runs.c.id)
+    .limit(literal_column("1"))
+)
+_running: Final = select(runs).where(has_status("running"), *_of_key)
+
+
+def trigger(connection: Connection, wanted: Sequence[NewRun]) -> list[Run]:
+    """
+    Create a run for each of *wanted*, in order, or answer with an existing one.
+
+    Args:
+        connection: In a write transaction that holds the database's write lock, so that look and insert are one.
+
+    Returns:
+        One run for each, with its disposition: "created", "idempotent" or "coalesced".
+    """
+    answers: list[tuple[str, Disposition]] = []
+    fresh: list[NewRun] = []
+    for new in wanted:
+        if new.idempotency_key is not None or new.coalesce is not None:
+            # Those before it must be seen by the look.
+            _insert(connection, fresh)
+            fresh = []
+        existing, disposition = _find_existing(connection, new)
+        answers.append((existing.id if existing else new.id, disposition))
+        if existing is None:
+            fresh.append(new)
+    _insert(connection, fresh)
+    found = _fetch(connection, [run_id for run_id, _ in answers])
+    return [to_run(found[run_id], disposition=disposition) for run_id, disposition in answers]
+
+
+def _find_existing(connection: Connection, new: NewRun) -> tuple[Row[Any] | None, Disposition]:
+    if new.idempotency_key is not None:
+        same = {"job_name": new.job_name, "key": new.idempotency_key}
+        if row := connection.execute(_by_idempotency_key, same).first():
+            return row, "idempotent"
+    if new.coalesce is not None:
+        values = {"job_name": new.job_name, "key": new.concurrency_key}
+        if row := connection.execute(_oldest_pending, values).first():
+            return row, "coalesced"
+        if new.coalesce == "active" and (row := connection.execute(_running, values).first()):
+            return row, "coalesced"
+    return None, "created"
+
+
+def _insert(connection: Connection, fresh: Sequence[NewRun]) -> None:
+    if not fresh:
+        return
+    connection.execute(
+        _insert_run,
+        [
+            {
+                "id": new.id,
+                "job_name": new.job_name,
+                "input": new.input,
+                "labels": json.dumps(dict(new.labels), ensure_ascii=False),
+                "idempotency_key": new.idempotency_key,
+                "concurrency_key": new.concurrency_key,
+            }
+            for new in fresh
+        ],
+    )
+    labelled = [{"run_id": n.id, "key": k, "value": v} for n in fresh for k, v in n.labels.items()]
+    if labelled:
+        connection.execute(_insert_label, labelled)
+
+
+def _fetch(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
+    found: dict[str, Row[Any]] = {}
+    for start in range(0, len(ids), _CHUNK):
+        chunk = ids[start : start + _CHUNK]
+        found |= {row.id: row for row in connection.execute(select(runs).where(runs.c.id.in_(chunk)))}
+    return found
