@@ -1,0 +1,81 @@
+"""An exception as it is stored: message, type, traceback."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from durably.errors import ControlFlow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+T = TypeVar("T")
+_OWN_FOLDER: Final = str(Path(__file__).parents[1])
+_LONGEST: Final = 64 * 1024
+
+
+class Description(NamedTuple):
+    """What is stored of an exception; each text at most 64 KiB."""
+
+    error: str
+    error_type: str
+    error_traceback: str
+
+
+def describe(error: BaseException) -> Description:
+    """Put *error* into words: its chain of causes, without durably's own frames at the top."""
+    lines = traceback.format_exception(type(error), error, _first_foreign(error.__traceback__))
+    return Description(_storable(_message(error)), type_name(error), _storable("".join(lines)))
+
+
+def type_name(error: BaseException) -> str:
+    """Name an exception's class: with its module, unless that is Python or durably."""
+    kind = type(error)
+    own = kind.__module__ == "builtins" or kind.__module__.split(".")[0] == "durably"
+    return kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def find_control_flow(error: BaseException) -> ControlFlow | None:
+    """Find what ended a run from outside, also inside a group, where it outweighs ordinary errors."""
+    return next(_control_flows(error), None)
+
+
+def _control_flows(error: BaseException) -> Iterator[ControlFlow]:
+    if isinstance(error, ControlFlow):
+        yield error
+    elif isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _control_flows(part)
+
+
+def call_plain(fn: Callable[..., T], *args: Any) -> T:
+    """Call *fn*; what generators and tasks take for their own end becomes a RuntimeError, as Python does."""
+    try:
+        return fn(*args)
+    except (StopIteration, GeneratorExit) as error:
+        raise RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised {type(error).__name__}") from error
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as worse:  # noqa: BLE001 - a broken __str__ must not hide the failure
+        return f"<no message: __str__ raised {type(worse).__qualname__}>"
+
+
+def _first_foreign(frames: TracebackType | None) -> TracebackType | None:
+    """Skip our frames at the top; if there are only ours, keep them."""
+    foreign = frames
+    while foreign is not None and foreign.tb_frame.f_code.co_filename.startswith(_OWN_FOLDER):
+        foreign = foreign.tb_next
+    return foreign or frames
+
+
+def _storable(text: str) -> str:
+    """Cut what is too long in its middle, and replace what no database stores."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]}\n[...]\n{text[-_LONGEST // 2 :]}"
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")

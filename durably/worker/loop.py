@@ -1,0 +1,409 @@
+"""
+The worker: one identity that claims runs, executes them, and writes how they end.
+
+Everything here runs on the worker's event loop, except what a comment says. What a death at any point means:
+before a claim's commit the runs are pending; after it, they are recovered; an end that is not committed did not
+happen, and the run resumes after its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from durably import events
+from durably.codec import read_json
+from durably.errors import DurablyError, LeaseLost, Released
+from durably.store import workers as worker_rows
+from durably.store.committer import Committer
+from durably.store.intents import Beat, Completion, Failure, Fenced, Release
+from durably.worker.claiming import Claimer
+from durably.worker.execution import Execution
+from durably.worker.failure import type_name
+from durably.worker.identity import new_worker
+from durably.worker.outcome import Ended, Executors, Outcome, Raised, Returned, call_job
+from durably.worker.pulse import Pulse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from durably.emitter import Emitter
+    from durably.jobs import Registry
+    from durably.settings import Settings
+    from durably.store.claims import ClaimedRun
+    from durably.store.database import Database
+    from durably.store.intents import BeatAnswer
+    from durably.worker.doorbell import Doorbell
+
+Mode = Literal["working", "draining", "releasing", "lost"]
+_CLOSING_SECONDS: Final = 5.0
+
+
+class Worker:
+    """
+    One identity that claims and executes, from the insertion of its row to its closing.
+
+    Args:
+        database: Of this process.
+        registry: The jobs it knows; may grow meanwhile.
+        settings: Checked.
+        emitter: Tells this process's events.
+        executors: Where synchronous code runs.
+        doorbell: Wakes it when idle; without one it polls.
+        worker_id: Given by a supervisor; else fresh.
+        supervisor_id: Whose child it is; None without a supervisor.
+        most_runs: Execute so many runs and stop; None for no bound.
+        until_idle: Stop when nothing is claimable.
+        look_around: Called twice a second from the pulse's thread, with the monotonic time.
+        events_dropped: Counts the events that found no room in the channel.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        registry: Registry,
+        settings: Settings,
+        emitter: Emitter,
+        executors: Executors,
+        *,
+        doorbell: Doorbell | None = None,
+        worker_id: str | None = None,
+        supervisor_id: str | None = None,
+        most_runs: int | None = None,
+        until_idle: bool = False,
+        look_around: Callable[[float], None] = lambda _now: None,
+        events_dropped: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.emitter: Final = emitter
+        self.max_payload_bytes: Final = settings.max_payload_bytes
+        self.committer: Final = Committer(
+            database, longest_pause=10 * settings.polling_interval, on_outage=self._tell_outage
+        )
+        self._database: Final = database
+        self._registry: Final = registry
+        self._settings: Final = settings
+        self._executors: Final = executors
+        self._doorbell: Final = doorbell
+        self._most_runs: Final = most_runs
+        self._until_idle: Final = until_idle
+        self._events_dropped: Final = events_dropped
+        self._me: Final = new_worker(registry.names(), settings.concurrency, worker_id, supervisor_id)
+        self._pulse: Final = Pulse(
+            self,
+            self.committer,
+            interval=settings.heartbeat_interval,
+            patience=settings.stale_threshold,
+            look_around=look_around,
+        )
+        self._mode: Mode = "working"
+        self._reason = "stopped"
+        # Runs whose function has not returned, by id and generation: after a retry a run may be held twice.
+        # Changed on the loop; the pulse's thread and callers' threads read a copy.
+        self._held: dict[tuple[str, int], Execution] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._executed = 0
+        self._released = 0
+        # Written on the loop and by the pulse's thread, which alone sends a probe, and only when none is out.
+        self._probe_sent: float | None = None
+        self._loop_lag = 0.0
+        self._thread_id = 0
+        self._loop: asyncio.AbstractEventLoop
+        self._wake: Final = asyncio.Event()
+        self._claimer = Claimer(
+            self.id, self._registry, self._settings, self.committer, self._doorbell, self._most_runs,
+            begin=self._begin, found_nothing=self._found_nothing, failed=lambda error: self._tell_error("claim", error),
+        )  # fmt: skip
+
+    @property
+    def id(self) -> str:
+        """The worker's id."""
+        return self._me.id
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether no heartbeat was accepted for stale_threshold."""
+        return self._pulse.is_cut_off
+
+    @property
+    def was_lost(self) -> bool:
+        """Whether another process declared the worker dead."""
+        return self._mode == "lost"
+
+    @property
+    def abandoned(self) -> frozenset[asyncio.Task[None]]:
+        """What a lost worker left running: tasks whose functions have not returned."""
+        return frozenset(self._tasks)
+
+    async def run(self, taken: Iterable[asyncio.Task[None]] = ()) -> int:
+        """
+        Work until stopped, lost, idle or done, whichever the arguments ask for; then close the worker's row.
+
+        Args:
+            taken: What an earlier identity left running; each holds a slot until it is done.
+
+        Returns:
+            The number of runs executed.
+
+        Raises:
+            DurablyError: The worker's row could not be written.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._thread_id = threading.get_ident()
+        await asyncio.to_thread(self._database.write, lambda connection: worker_rows.register(connection, self._me))
+        self.emitter.become(self.emitter.process.role, self.id)
+        for task in taken:
+            self._claimer.slot_taken()
+            task.add_done_callback(lambda _task: self._claimer.slot_freed())
+        self.emitter.emit(events.WorkerStart(jobs=self._registry.names(), concurrency=self._settings.concurrency))
+        self.committer.start()
+        self._pulse.start()
+        try:
+            await self._look_for_work()
+            await self._let_end()
+        finally:
+            self._pulse.stop()
+        await asyncio.to_thread(self._close)
+        return self._executed
+
+    def stop(self, *, release: bool = False, reason: str = "stopped") -> None:
+        """
+        Claim nothing more and end when nothing is held. On the loop, or through `call_soon_threadsafe`.
+
+        Args:
+            release: Hand held runs back at their next step boundary instead of waiting for their end.
+            reason: For the event.
+        """
+        if self._mode == "working":
+            self._mode, self._reason = "draining", reason
+            self._claimer.stop()
+        if release and self._mode == "draining":
+            self._mode = "releasing"
+            for execution in self._held.values():
+                execution.token.fire("released")
+        self._wake.set()
+
+    def is_loop_thread(self) -> bool:
+        """Whether this call comes from the worker's event loop."""
+        return threading.get_ident() == self._thread_id
+
+    def cancelled_here(self, run_id: str) -> bool:
+        """Learn, in any thread, that this process has cancelled a run; tell whether that was told already."""
+        held = [execution for (held_id, _), execution in list(self._held.items()) if held_id == run_id]
+        told = [execution.cancelled_here() for execution in held]
+        return any(told)
+
+    async def _look_for_work(self) -> None:
+        """Claim at once, then every polling interval; the doorbell and free slots let the claimer claim in between."""
+        while self._mode == "working":
+            self._wake.clear()
+            self._claimer.fill()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.polling_interval):
+                    await self._wake.wait()
+
+    def _found_nothing(self) -> None:
+        """Learn from the claimer that it holds nothing, and that its last claim brought nothing."""
+        if self._until_idle or self._claimer.is_spent:
+            self.stop(reason="idle")
+
+    async def _let_end(self) -> None:
+        """Wait for held runs, and for claims that came too late to be called back; a lost worker waits for nothing."""
+        while self._mode != "lost" and (ending := self._ending()):
+            self._wake.clear()
+            lost = asyncio.ensure_future(self._wake.wait())
+            await asyncio.wait([lost, *ending], return_when=asyncio.FIRST_COMPLETED)
+            lost.cancel()
+
+    def _ending(self) -> list[asyncio.Future[Any]]:
+        return [*self._tasks, *self._claimer.on_their_way]
+
+    # --- executing ------------------------------------------------------------------------------------------
+
+    def _begin(self, run: ClaimedRun) -> None:
+        job = self._registry.get(run.job_name)
+        assert job is not None  # a claim names registered jobs, and jobs are never unregistered
+        execution = self._held[run.id, run.generation] = Execution(run, job, self)
+        if self._mode == "releasing":
+            execution.token.fire("released")
+        task = self._loop.create_task(self._execute(execution))
+        self._tasks.add(task)
+        task.add_done_callback(self._execution_done)
+
+    def _execution_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if (error := task.exception()) is not None:  # a fault of ours: told, and the run recovered with this worker
+            self._tell_error("execution", error)
+
+    async def _execute(self, execution: Execution) -> None:
+        """Call the run's function, hand its end over, free the slot with a claim behind it, and tell the end."""
+        run = execution.run
+        self.emitter.emit(
+            events.RunStart(
+                **execution.facts(),
+                input=read_json(run.input),
+                attempt=run.attempt,
+                generation=run.generation,
+                interruptions=run.interruptions,
+                waited=run.waited,
+            )
+        )
+        outcome = await call_job(execution, self._executors)
+        execution.is_over = True
+        execution.notes.flush()
+        end = self._end_of(execution, outcome)
+        verdict: asyncio.Future[Any] = self._loop.create_future()
+        if end is not None:
+            self.committer.submit(end, verdict)
+        del self._held[run.id, run.generation]
+        self._executed += 1
+        self._claimer.slot_freed()
+        if end is not None:
+            await self._tell_end(execution, outcome, verdict)
+
+    def _end_of(self, execution: Execution, outcome: Outcome) -> Fenced | None:
+        """Turn an outcome into what is written of it; None for a run that is no longer ours."""
+        fence: dict[str, Any] = {"run_id": execution.run.id, "generation": execution.run.generation}
+        match outcome:
+            case Returned(output):
+                return Completion(**fence, output=output.text, drop_outputs=not self._settings.preserve_steps)
+            case Raised(description):
+                return Failure(**fence, **description._asdict())
+            case Ended(Released()):
+                return Release(**fence)
+            case Ended(by):
+                execution.lose("lease_lost" if isinstance(by, LeaseLost) else "cancelled")
+        return None
+
+    async def _tell_end(self, execution: Execution, outcome: Outcome, verdict: asyncio.Future[Any]) -> None:
+        """Await the commit of a run's end and tell it; where it was refused, tell why the run is not ours."""
+        try:
+            refused = await verdict
+        except DurablyError as error:
+            # Refused for good by the database: the run stays running until somebody recovers it with this worker.
+            self._tell_error("finish", error, execution.run.id)
+            return
+        if refused is not None:
+            execution.lose(refused)
+            return
+        if isinstance(outcome, Ended):
+            self._released += 1
+        self.emitter.emit(_event_of(execution, outcome))
+
+    # --- signs of life --------------------------------------------------------------------------------------
+
+    def describe_beat(self) -> Beat:
+        """Put the worker's state into a heartbeat, and probe the loop for its lag. In the pulse's thread."""
+        now = time.monotonic()
+        held = list(self._held)
+        sent = self._probe_sent
+        if sent is None:
+            sent = self._probe_sent = now
+            self._loop.call_soon_threadsafe(self._probe_arrived)
+        return Beat(
+            worker_id=self.id,
+            jobs=self._registry.names(),
+            held=held,
+            # A probe that has not arrived yet shows a loop that is stuck now.
+            loop_lag=max(self._loop_lag, now - sent),
+            oldest_step_age=self._oldest_step_age(now),
+            isolate_after=self._settings.isolate_after,
+            patience=self._settings.stale_threshold,
+        )
+
+    def _probe_arrived(self) -> None:
+        if self._probe_sent is not None:
+            self._loop_lag = time.monotonic() - self._probe_sent
+            self._probe_sent = None
+
+    def _oldest_step_age(self, now: float) -> float | None:
+        ages = (execution.oldest_step_age(now) for execution in list(self._held.values()))
+        return max((age for age in ages if age is not None), default=None)
+
+    def heard(self, answer: BeatAnswer) -> None:
+        """Take the answer to the loop, which owns what it changes. In the pulse's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._heed, answer)
+
+    def _heed(self, answer: BeatAnswer) -> None:
+        if not answer.accepted:
+            self._lose_everything()
+            return
+        for run_id, generation, reason in answer.lost:
+            if (execution := self._held.get((run_id, generation))) is not None:
+                execution.lose(reason)
+        self._claimer.run_waits_to_be_alone(waits=answer.run_waits_to_be_alone)
+        self.emitter.emit(
+            events.WorkerHeartbeat(
+                running=len(self._held),
+                free=self._claimer.free,
+                oldest_step_age=self._oldest_step_age(time.monotonic()),
+                loop_lag=self._loop_lag,
+                events_dropped=self._events_dropped(),
+            )
+        )
+
+    def _lose_everything(self) -> None:
+        self._mode, self._reason = "lost", "lease-lost"
+        self._claimer.stop()
+        for execution in list(self._held.values()):
+            execution.lose("lease_lost")
+        self._wake.set()
+
+    # --- ending ---------------------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        """Write what is left, close the row, tell the end. In a thread, for it waits."""
+        self.committer.close(_CLOSING_SECONDS)
+        try:
+            self._database.write(lambda connection: worker_rows.close(connection, self.id))
+        except DurablyError as error:
+            self._tell_error("close", error)
+        self.emitter.emit(events.WorkerStop(reason=self._reason, released=self._released))
+
+    # --- telling --------------------------------------------------------------------------------------------
+
+    def _tell_outage(self, error: BaseException | None) -> None:
+        """Tell that the database went away, or came back. In the committer's thread."""
+        if error is not None:
+            self._tell_error("database", error)
+        else:
+            self.emitter.emit(
+                events.WorkerError(
+                    context="database", severity="info", error="the database is back", error_type="Recovered"
+                )
+            )
+
+    def _tell_error(self, context: str, error: BaseException, run_id: str | None = None) -> None:
+        self.emitter.emit(
+            events.WorkerError(
+                context=context,
+                severity="error",
+                error=str(error),
+                error_type=type_name(error),
+                run_id=run_id,
+            )
+        )
+
+
+def _event_of(execution: Execution, outcome: Outcome) -> events.Event:
+    """Describe the end of a run as its event."""
+    facts, run = execution.facts(), execution.run
+    duration = time.monotonic() - execution.began
+    match outcome:
+        case Returned(output):
+            return events.RunComplete(**facts, output=output.data, duration=duration, attempt=run.attempt)
+        case Raised(description, failed_step):
+            return events.RunFail(
+                **facts,
+                error=description.error,
+                error_type=description.error_type,
+                failed_step=failed_step,
+                duration=duration,
+                attempt=run.attempt,
+                interruptions=run.interruptions,
+            )
+        case Ended():
+            return events.RunRelease(**facts)

@@ -1,0 +1,93 @@
+"""How a job's function ended, as a value: executing a run never raises."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from durably.codec import Encoded, Unfit, check_output
+from durably.errors import ControlFlow, ValidationError
+from durably.worker.context import current_execution
+from durably.worker.failure import Description, call_plain, describe, find_control_flow
+from durably.worker.step import AsyncStep, Step
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from durably.worker.execution import Execution
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The function returned, and its output fits."""
+
+    output: Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The function raised, or its input or output does not fit; `failed_step` is the step it came from, if any."""
+
+    description: Description
+    failed_step: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The run was ended from outside."""
+
+    by: ControlFlow
+
+
+Outcome: TypeAlias = Returned | Raised | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Executors:
+    """
+    Where synchronous code runs.
+
+    Args:
+        jobs: A thread for each slot.
+        steps: Threads for plain functions that asynchronous jobs run as steps.
+    """
+
+    jobs: Executor
+    steps: Executor
+
+
+async def call_job(execution: Execution, executors: Executors) -> Outcome:
+    """Call the run's function with its step context, on this loop or in a thread."""
+    current_execution.set(execution)
+    try:
+        value = await _call(execution, executors)
+        # A result that was on its way when the run was lost goes no further than the fence.
+        return Returned(check_output(execution.job.output, value, execution.host.max_payload_bytes))
+    except BaseException as error:  # noqa: BLE001 - whatever the function raised is the run's outcome
+        control_flow = find_control_flow(error)
+        if control_flow is not None:
+            return Ended(control_flow)
+        return Raised(describe(error), execution.failed_step(error))
+
+
+async def _call(execution: Execution, executors: Executors) -> Any:
+    job, loop = execution.job, asyncio.get_running_loop()
+    value = _decode_input(execution)
+    if job.is_async:
+        return await job.run(AsyncStep(execution, loop, executors.steps), value)
+    context = contextvars.copy_context()
+    return await loop.run_in_executor(
+        executors.jobs, context.run, call_plain, job.run, Step(execution, loop, executors.steps), value
+    )
+
+
+def _decode_input(execution: Execution) -> Any:
+    try:
+        return execution.job.input.decode(execution.run.input)
+    except Unfit as error:
+        raise ValidationError(
+            "input" + error.path.removeprefix("$"),
+            f"{error.message} (the stored input does not fit the job's type any more)",
+        ) from error

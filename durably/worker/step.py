@@ -1,0 +1,216 @@
+"""What a job's function holds: the step context, in a synchronous and an asynchronous face over one execution."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+
+from durably.jobs import is_async_callable
+from durably.model import LogLevel, Progress
+from durably.worker.context import current_step
+from durably.worker.execution import Call, Execution, Hold, Write
+from durably.worker.failure import call_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from concurrent.futures import Executor
+
+    from durably.worker.execution import Request
+    from durably.worker.token import Token
+
+T = TypeVar("T")
+_HOLD_SECONDS: Final = 0.05
+
+
+class StepLog:
+    """
+    A run's own log, stored with it: `step.log.info("loaded", rows=3)`.
+
+    Data that cannot be stored as JSON is stored as its repr; what is too large is cut and marked.
+    """
+
+    __slots__ = ("_execution",)
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+
+    def debug(self, message: str, **data: Any) -> None:
+        """Log for those who look for a fault; returns at once."""
+        self._write("debug", message, data)
+
+    def info(self, message: str, **data: Any) -> None:
+        """Log what happened; returns at once."""
+        self._write("info", message, data)
+
+    def warning(self, message: str, **data: Any) -> None:
+        """Log what somebody should look at; returns at once."""
+        self._write("warning", message, data)
+
+    def error(self, message: str, **data: Any) -> None:
+        """Log what went wrong; returns at once."""
+        self._write("error", message, data)
+
+    def _write(self, level: LogLevel, message: str, data: dict[str, Any]) -> None:
+        self._execution.notes.log(level, message, data, current_step.get())
+
+
+class _Context:
+    """What both faces have."""
+
+    def __init__(self, execution: Execution, loop: asyncio.AbstractEventLoop, executor: Executor) -> None:
+        self._execution: Final = execution
+        self._loop: Final = loop
+        self._executor: Final = executor
+        self.log: Final = StepLog(execution)
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self._execution.run.id
+
+    @property
+    def attempt(self) -> int:
+        """The run's attempt: 1 + its retries."""
+        return self._execution.run.attempt
+
+    @property
+    def cancelled(self) -> Token:
+        """The token that fires when the run was cancelled, lost or is being released."""
+        return self._execution.token
+
+    def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
+        """
+        Tell how far the run has come. Returns at once; of values told in quick succession some may be skipped.
+
+        Args:
+            current: Units done.
+            total: Units in all, if known.
+            message: What is being done.
+        """
+        self._execution.notes.progress(Progress(current=current, total=total, message=message))
+
+
+class Step(_Context):
+    """The context of a synchronous job. Its methods may be called from threads that the job starts."""
+
+    @overload
+    def run(self, name: str, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any, output: Any = None) -> T: ...
+    @overload
+    def run(self, name: str, fn: Callable[..., T], *args: Any, output: Any = None) -> T: ...
+    def run(self, name: str, fn: Callable[..., Any], *args: Any, output: Any = None) -> Any:
+        """
+        Run a step, or give back what it returned when it completed in an earlier execution.
+
+        Args:
+            name: Unique within the run; checkpoints are found by it.
+            fn: Called as fn(*args); a coroutine function runs on the worker's event loop.
+            output: The result's type; else fn's return annotation, else plain JSON data.
+
+        Returns:
+            What *fn* returned, decoded from its stored form, once its checkpoint is committed.
+
+        Raises:
+            DuplicateStepError: The name was used already in this execution.
+            EncodingError, PayloadTooLargeError: The result cannot be stored.
+            CheckpointError: A stored result does not fit the type any more.
+            Cancelled, LeaseLost, Released: The run is no longer this worker's; let it pass.
+        """
+        return _drive(self._execution.step(name, fn, args, output), self._do)
+
+    def _do(self, request: Request) -> Any:
+        match request:
+            case Call(step_name, fn, args):
+                return contextvars.copy_context().run(self._call, step_name, fn, args)
+            case Write(intent):
+                return self._execution.host.committer.ask_blocking(intent)
+            case Hold():
+                while self._execution.host.is_cut_off and not self.cancelled.wait(_HOLD_SECONDS):
+                    pass
+        return None
+
+    def _call(self, step_name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        current_step.set(step_name)
+        if is_async_callable(fn):
+            return asyncio.run_coroutine_threadsafe(fn(*args), self._loop).result()
+        return call_plain(fn, *args)
+
+
+class AsyncStep(_Context):
+    """The context of an asynchronous job. Its steps may run concurrently, by gather or in a TaskGroup."""
+
+    @overload
+    async def run(self, name: str, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any, output: Any = None) -> T: ...
+    @overload
+    async def run(self, name: str, fn: Callable[..., T], *args: Any, output: Any = None) -> T: ...
+    async def run(self, name: str, fn: Callable[..., Any], *args: Any, output: Any = None) -> Any:
+        """
+        Run a step, or give back what it returned when it completed in an earlier execution.
+
+        Args:
+            name: Unique within the run; checkpoints are found by it.
+            fn: Called as fn(*args); a plain function runs in a thread, so that it may block.
+            output: The result's type; else fn's return annotation, else plain JSON data.
+
+        Returns:
+            What *fn* returned, decoded from its stored form, once its checkpoint is committed.
+
+        Raises:
+            DuplicateStepError: The name was used already in this execution.
+            EncodingError, PayloadTooLargeError: The result cannot be stored.
+            CheckpointError: A stored result does not fit the type any more.
+            Cancelled, LeaseLost, Released: The run is no longer this worker's; let it pass.
+        """
+        body = self._execution.step(name, fn, args, output)
+        return await _drive_async(body, self._do)
+
+    async def _do(self, request: Request) -> Any:
+        match request:
+            case Call(step_name, fn, args):
+                return await self._call(step_name, fn, args)
+            case Write(intent):
+                return await self._execution.host.committer.ask(intent)
+            case Hold():
+                while self._execution.host.is_cut_off and not self.cancelled.is_set():  # noqa: ASYNC110 - a clock decides
+                    await asyncio.sleep(_HOLD_SECONDS)
+        return None
+
+    async def _call(self, step_name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        outer = current_step.set(step_name)
+        try:
+            if is_async_callable(fn):
+                return await fn(*args)
+            context = contextvars.copy_context()
+            return await self._loop.run_in_executor(self._executor, lambda: context.run(call_plain, fn, *args))
+        finally:
+            current_step.reset(outer)
+
+
+def _drive(body: Generator[Request, Any, Any], do: Callable[[Request], Any]) -> Any:
+    """Do what *body* asks for, one request after the other, until it returns."""
+    try:
+        request = next(body)
+        while True:
+            try:
+                answer = do(request)
+            except BaseException as error:  # noqa: BLE001 - the body decides what to do with it
+                request = body.throw(error)
+            else:
+                request = body.send(answer)
+    except StopIteration as end:
+        return end.value
+
+
+async def _drive_async(body: Generator[Request, Any, Any], do: Callable[[Request], Awaitable[Any]]) -> Any:
+    """As `_drive`, for requests that are awaited."""
+    try:
+        request = next(body)
+        while True:
+            try:
+                answer = await do(request)
+            except BaseException as error:  # noqa: BLE001 - the body decides what to do with it
+                request = body.throw(error)
+            else:
+                request = body.send(answer)
+    except StopIteration as end:
+        return end.value

@@ -1,0 +1,238 @@
+"""
+What keeps a database healthy whoever executes: recovery of stale runs, retention, reports, the dialect's own upkeep.
+
+Done by each keeper on a clock of its own, busy or idle. Any number of them at once do no harm: each part is one
+transaction whose condition is in the write.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Literal
+
+from durably import events
+from durably.store import runs, workers
+from durably.worker.identity import is_gone, machine_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from durably.emitter import Emitter
+    from durably.settings import Settings
+    from durably.store.database import Database
+
+Ending = Literal["died", "silent", "drain", "stopped"]
+_WORDS: Final[Mapping[Ending, str]] = {
+    "died": "is gone",
+    "silent": "fell silent",
+    "drain": "was killed in a drain",
+    "stopped": "stopped",
+}
+_HOUSEKEEPING_SECONDS: Final = 60.0
+_PURGE_CHUNK: Final = 500
+_PURGE_SECONDS: Final = 2.0
+
+
+class Upkeep:
+    """
+    One process's share of it.
+
+    Args:
+        database: Of this process.
+        settings: Checked.
+        emitter: Tells what was done.
+        report: Called after each part with its name, and why it failed or None; the other parts go on.
+        supervisor_id: Whose children are left to their supervisor, which kills a silent one before it is recovered.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        emitter: Emitter,
+        report: Callable[[str, BaseException | None], None],
+        supervisor_id: str | None = None,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._emitter = emitter
+        self._report = report
+        self._supervisor_id = supervisor_id
+        self._machine = machine_key()
+        # When this process began to reach the database without a gap, by its monotonic clock; None in a gap.
+        self._reached_since: float | None = None
+        self._reached_at = 0.0
+        self._next_recovery = 0.0
+        self._next_housekeeping = time.monotonic() + _HOUSEKEEPING_SECONDS
+        self._next_report = time.monotonic() + settings.unknown_job_interval
+
+    def next_due(self) -> float:
+        """Tell when the next round is due, by the monotonic clock."""
+        return min(self._next_recovery, self._next_housekeeping, self._next_report)
+
+    def round(self, now: float) -> None:
+        """
+        Do what is due.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        if now >= self._next_recovery:
+            self._next_recovery = now + self._settings.heartbeat_interval
+            self._try("recovery", lambda: self.recover_stale(now))
+            self._try("upkeep", lambda: self._database.dialect.upkeep(self._database.engine()))
+        if now >= self._next_housekeeping:
+            self._next_housekeeping = now + _HOUSEKEEPING_SECONDS
+            self._try("retention", self._purge)
+            self._try("workers", lambda: self._database.write(workers.forget_old))
+        if now >= self._next_report:
+            self._next_report = now + self._settings.unknown_job_interval
+            self._try("unknown-jobs", self._report_unknown_jobs)
+
+    def _try(self, part: str, do: Callable[[], object]) -> None:
+        try:
+            do()
+        except Exception as error:  # noqa: BLE001 - one failing part must not keep the others from their turn
+            self._report(part, error)
+        else:
+            self._report(part, None)
+
+    def recover_stale(self, now: float, *, at_start: bool = False) -> int:
+        """
+        Recover the runs of workers that are gone or silent.
+
+        Args:
+            now: Monotonic seconds.
+            at_start: Judge by silence at once. Else only after stale_threshold of undisturbed access of our own:
+                after an outage of the database everybody was silent.
+
+        Returns:
+            How many runs were recovered.
+        """
+        dead: dict[str, Ending] = dict.fromkeys(self._gone_from_this_machine(), "died")
+        # In a write transaction: who can read but not write has not reached the database as a heartbeat must.
+        began = time.monotonic()
+        silent = self._database.write(
+            lambda c: workers.find_silent(c, self._settings.stale_threshold, except_of=self._supervisor_id)
+        )
+        if self._has_judgement(now + time.monotonic() - began) or at_start:
+            dead = {worker_id: dead.get(worker_id, "silent") for worker_id in (*silent, *dead)}
+        return sum(self.recover(worker_id, reason=reason) for worker_id, reason in dead.items())
+
+    def _has_judgement(self, now: float) -> bool:
+        """Tell whether this process has reached the database without a gap for stale_threshold."""
+        # Rounds come every heartbeat interval; a gap is what an outage, or a suspended host, leaves between them.
+        # One too short to be told from a late round must not make a worker silent either.
+        beat, silence = self._settings.heartbeat_interval, self._settings.stale_threshold
+        gap = max(1.5 * beat, min(2 * beat + 1, silence - beat))
+        if self._reached_since is None or now - self._reached_at > gap:
+            self._reached_since = now
+        self._reached_at = now
+        return now - self._reached_since >= self._settings.stale_threshold
+
+    def _gone_from_this_machine(self) -> list[str]:
+        if self._machine is None:
+            return []
+        machine = self._machine
+        living = self._database.read(lambda c: workers.find_on_machine(c, machine, except_of=self._supervisor_id))
+        return [worker_id for worker_id, key in living if is_gone(key)]
+
+    def recover(
+        self, worker_id: str, *, reason: Ending, exit_code: int | None = None, signal: str | None = None
+    ) -> int:
+        """
+        Declare a worker dead and recover its runs, in one transaction, and tell it.
+
+        Args:
+            reason: "died" and "silent" cost each run an interruption, "drain" and "stopped" do not.
+            exit_code: Of a child that was reaped by its supervisor.
+            signal: Name of the signal that killed the child.
+
+        Returns:
+            How many runs were recovered.
+        """
+        was_reaped = exit_code is not None or signal is not None
+        declared, recovered = self._database.write(
+            lambda c: workers.recover(
+                c,
+                worker_id,
+                ending=_words(reason, exit_code, signal),
+                max_interruptions=self._settings.max_interruptions,
+                interrupts=reason in ("died", "silent"),
+                silent_for=self._settings.stale_threshold if reason == "silent" else None,
+            )
+        )
+        for run in recovered:
+            self._emitter.emit(_event_of(run, worker_id, reason))
+        if declared or was_reaped:
+            self._emitter.emit(
+                events.WorkerExit(
+                    lost_worker=worker_id,
+                    exit_code=exit_code,
+                    signal=signal,
+                    reason=reason,
+                    recovered=len(recovered),
+                )
+            )
+        return len(recovered)
+
+    def _purge(self) -> None:
+        """Delete what is older than retain_runs, in small transactions, for at most two seconds a round."""
+        if self._settings.retain_runs is None:
+            return
+        age = int(self._settings.retain_runs * 1e6)
+        deadline = time.monotonic() + _PURGE_SECONDS
+        while time.monotonic() < deadline:
+            purged = self._database.write(
+                lambda c: runs.purge_runs(c, before=runs.read_clock(c) - age, limit=_PURGE_CHUNK)
+            )
+            for run_id, job_name, labels in purged:
+                self._emitter.emit(events.RunDelete(run_id=run_id, job_name=job_name, labels=labels, reason="purge"))
+            if len(purged) < _PURGE_CHUNK:
+                return
+
+    def _report_unknown_jobs(self) -> None:
+        unknown = self._database.read(lambda c: workers.unknown_jobs(c, older_than=self._settings.unknown_job_interval))
+        if unknown:
+            counts = ", ".join(f"{name!r} ({count})" for name, count in sorted(unknown.items()))
+            self._emitter.emit(
+                events.WorkerError(
+                    context="unknown-jobs",
+                    severity="warning",
+                    error=f"pending runs whose job no living worker knows: {counts}; register the job, or cancel them",
+                    error_type="UnknownJobs",
+                )
+            )
+
+
+def _event_of(run: workers.RecoveredRun, worker_id: str, reason: Ending) -> events.Event:
+    """Describe a recovered run as its event: pending again, or failed as poison."""
+    if run.failed:
+        return events.RunFail(
+            run_id=run.id,
+            job_name=run.job_name,
+            labels=run.labels,
+            error=run.error or "",
+            error_type=workers.POISON,
+            failed_step=None,
+            duration=None,
+            attempt=run.attempt,
+            interruptions=run.interruptions,
+        )
+    return events.RunRecover(
+        run_id=run.id,
+        job_name=run.job_name,
+        labels=run.labels,
+        lost_worker=worker_id,
+        reason="drain" if reason == "stopped" else reason,
+        interruptions=run.interruptions,
+    )
+
+
+def _words(reason: Ending, exit_code: int | None, signal: str | None) -> str:
+    """Say how a worker ended, in words that follow "the last worker"."""
+    if reason != "died":
+        return _WORDS[reason]
+    if signal is not None:
+        return f"was killed by {signal}"
+    return _WORDS[reason] if exit_code is None else f"exited with code {exit_code}"
