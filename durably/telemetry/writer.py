@@ -1,0 +1,98 @@
+"""The log's stream: each line is written at once; one that the stream does not take is lost and counted."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    # Takes bytes and says how many it took; None stands for "none, it would have to wait".
+    Write = Callable[[bytes], int | None]
+
+
+class LineWriter:
+    """
+    Write whole lines to a stream, and never raise because of it.
+
+    It writes past the stream's own buffers, one system call a line. So a line is out when the call returns,
+    short lines of processes that share the stream do not mix, and a failed write leaves nothing behind that
+    would fail once more when the interpreter exits.
+
+    It has the method names of a logger because structlog hands rendered lines to those.
+
+    Args:
+        stream: Where to write; None, as `sys.stdout` is in a process without one, loses every line.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        # Held, because a text stream that nobody holds closes what is below it.
+        self._stream = stream
+        self._write = _unbuffered(stream)
+        # Reentrant: a signal handler or a finalizer may log while its thread is writing a line.
+        self._lock = threading.RLock()
+        # Both are owned by `msg`, under the lock.
+        self._is_torn = False
+        self._lost = 0
+
+    @property
+    def lost(self) -> int:
+        """How many lines the stream did not take, or not to their end."""
+        return self._lost
+
+    def msg(self, line: bytes) -> None:
+        """
+        Write a line.
+
+        Args:
+            line: The line with its newline.
+        """
+        with self._lock:
+            # After a torn line a newline first, so that one lost line does not cost its successor too.
+            data = b"\n" + line if self._is_torn else line
+            written = self._write_out(data)
+            is_whole = written == len(data)
+            self._is_torn = not is_whole and (self._is_torn or written > 0)
+            self._lost += not is_whole
+
+    debug = info = warning = error = critical = msg
+
+    def _write_out(self, data: bytes) -> int:
+        """Write until all is written or the stream refuses, and tell how many bytes it took."""
+        done = 0
+        try:
+            while done < len(data):
+                taken = self._write(data[done:] if done else data)
+                if not taken:
+                    break
+                done += taken
+        except (OSError, ValueError):  # a broken pipe, a full disk, a closed stream
+            pass
+        return done
+
+
+def _unbuffered(stream: TextIO | None) -> Write:
+    """Find the lowest layer of a text stream that takes bytes."""
+    if stream is None:
+        return lambda _data: None
+    buffer: Any = getattr(stream, "buffer", None)
+    if buffer is None:
+        return _encoding_into(stream)
+    with contextlib.suppress(OSError, ValueError):
+        # What was printed before the log began stays before it.
+        stream.flush()
+    write: Write = getattr(buffer, "raw", buffer).write
+    return write
+
+
+def _encoding_into(stream: TextIO) -> Write:
+    """Write bytes to a stream that knows text only, such as `io.StringIO`."""
+
+    def write(data: bytes) -> int:
+        stream.write(data.decode(errors="replace"))
+        stream.flush()
+        return len(data)
+
+    return write
