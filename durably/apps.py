@@ -1,0 +1,114 @@
+"""Finds the application: the Durably instance that a reference names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from durably.client import Durably
+from durably.errors import ValidationError
+from durably.settings import load_settings
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_FILES: Final = ("app.py", "jobs.py")
+_NONE_FOUND: Final = """there is none here. Write app.py:
+    from durably import Durably
+    durably = Durably("sqlite:///durably.db")
+    @durably.job("hello")
+    def hello(step, name: str) -> str: return step.run("greet", lambda: f"Hello {name}")
+or name yours: an argument "module:attribute", DURABLY_APP, or app in [tool.durably] of pyproject.toml"""
+
+
+class Found(NamedTuple):
+    """
+    Where an application was found.
+
+    Args:
+        reference: "module:attribute", a module, or a path to a file, also with ":attribute".
+        source: What named it, for people.
+    """
+
+    reference: str
+    source: str
+
+
+def find_app(argument: str | None = None) -> Found:
+    """
+    Find the application's reference: the argument, else DURABLY_APP or [tool.durably], else app.py or jobs.py here.
+
+    Raises:
+        ValidationError: There is none; the message says what to write.
+    """
+    if argument:
+        return Found(argument, "the argument")
+    if configured := load_settings().app:
+        return Found(configured, "the setting app")
+    for name in _FILES:
+        if Path(name).is_file():
+            return Found(name, "the file in this folder")
+    raise ValidationError("app", _NONE_FOUND)
+
+
+def load_app(reference: str) -> Durably:
+    """
+    Import an application.
+
+    Args:
+        reference: As in `Found`.
+
+    Returns:
+        The instance that the attribute is, or the only one of the module.
+
+    Raises:
+        ValidationError: There is no such file, module or attribute, or no single instance in it.
+        Exception: Whatever the module raises while it is imported.
+    """
+    place, _, attribute = reference.partition(":")
+    module = _load_file(Path(place)) if place.endswith(".py") or "/" in place else _load_module(place)
+    if attribute:
+        found = getattr(module, attribute, None)
+        if not isinstance(found, Durably):
+            raise ValidationError("app", f"{reference!r}: {attribute!r} is {found!r}, not a Durably instance")
+        return found
+    instances = {id(value): name for name, value in vars(module).items() if isinstance(value, Durably)}
+    if len(instances) != 1:
+        names = ", ".join(sorted(instances.values())) or "none"
+        raise ValidationError(
+            "app",
+            f"{place!r} must have one Durably instance at module level (or name it: '{place}:attribute'), has {names}",
+        )
+    app: Durably = getattr(module, next(iter(instances.values())))
+    return app
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ValidationError("app", f"there is no file {path}")
+    name = path.stem
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path.resolve()):
+        return loaded
+    # Its neighbours are importable, as they are when the file is run.
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None  # a .py file always has one
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise  # the module exists, something that it imports does not
+        raise ValidationError("app", f"there is no module {name!r} here or installed") from error

@@ -1,0 +1,518 @@
+"""Durably: what an application holds. Registers jobs, triggers and looks up runs, and may execute them itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Final, TypedDict
+
+from durably import events
+from durably.emitter import Emitter
+from durably.errors import UsageError, ValidationError
+from durably.handle import JobHandle, check_labels
+from durably.jobs import Job, Registry, define_job
+from durably.local import LocalWorker
+from durably.model import STATUSES
+from durably.settings import load_settings, parse_duration
+from durably.store import runs
+from durably.store.database import Database
+from durably.store.tables import to_microseconds
+from durably.twins import twin
+from durably.waiting import Wait
+from durably.worker.loop import Worker
+from durably.worker.serve import serve
+from durably.worker.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime, timedelta
+    from typing import Unpack
+
+    from durably.emitter import Handler, OnError
+    from durably.model import LogEntry, Progress, Run, Status, Step
+    from durably.settings import Settings
+    from durably.worker.outcome import Executors
+
+
+class Options(TypedDict, total=False):
+    """The settings that an instance takes by name; see `durably.settings.Settings`."""
+
+    polling_interval: float | str | timedelta
+    heartbeat_interval: float | str | timedelta
+    stale_threshold: float | str | timedelta
+    concurrency: int
+    workers: int
+    max_interruptions: int
+    isolate_after: int
+    max_payload_bytes: int
+    preserve_steps: bool
+    retain_runs: float | str | timedelta
+    drain_timeout: float | str | timedelta
+    kill_timeout: float | str | timedelta
+    unknown_job_interval: float | str | timedelta
+    database_timeout: float | str | timedelta
+    synchronous: str
+
+
+class Durably:
+    """
+    One application's instance. Opens nothing until it is used; safe for threads, event loops and forks.
+
+    Args:
+        dialect_url: The database, such as "sqlite:///jobs.db"; else DURABLY_DIALECT_URL, else [tool.durably].
+        on_error: Called with (error, event) when a handler raises; else a `worker:error` is told.
+        options: See `durably.settings.Settings`; durations are seconds, timedeltas or text such as "90s".
+
+    Raises:
+        ValidationError: A setting is wrong; `field` names it.
+    """
+
+    def __init__(
+        self, dialect_url: str | None = None, *, on_error: OnError | None = None, **options: Unpack[Options]
+    ) -> None:
+        self.settings: Settings = load_settings(dialect_url=dialect_url, **options)
+        self.database = Database(self.settings)
+        self.registry: Final = Registry()
+        self.emitter: Final = Emitter(on_error=on_error)
+        self._handles: Final[dict[str, JobHandle]] = {}
+        self._lock = threading.Lock()
+        # Both under the lock; a forked child counts as not started.
+        self._local: LocalWorker | Worker | None = None
+        self._pid = os.getpid()
+        # Workers that `process_one` and `process_until_idle` run, by process id. Replaced whole under the lock.
+        self._processing: tuple[tuple[int, list[Worker]], ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For a spawned worker: settings and jobs cross; handlers, threads and connections are this process's.
+        settings = {field.name: getattr(self.settings, field.name) for field in fields(self.settings)}
+        return make_app, (settings, tuple(self.registry))
+
+    def reconfigure(self, settings: Settings) -> None:
+        """
+        Take a supervisor's settings instead of its own, in a child process, before anything is used.
+
+        Args:
+            settings: Checked.
+        """
+        self.settings = settings
+        self.database = Database(settings)
+
+    def executes_in(self, worker: Worker) -> None:
+        """Learn that this process is a worker's, whose runs `cancel` reaches at once, and whose loop must not wait."""
+        self._local, self._pid = worker, os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<Durably {self.database.dialect.safe_url}>"
+
+    # --- jobs -----------------------------------------------------------------------------------------------
+
+    def job(
+        self,
+        name: str,
+        *,
+        input: Any = None,
+        output: Any = None,
+    ) -> Callable[[Callable[[Any, Any], Any]], JobHandle]:
+        """Define and register the decorated function as a job; see `define_job`."""
+
+        def decorate(run: Callable[[Any, Any], Any]) -> JobHandle:
+            return self.register(define_job(name, run, input=input, output=output))
+
+        return decorate
+
+    def register(self, job: Job) -> JobHandle:
+        """
+        Make *job* known to this instance; again, it returns the same handle.
+
+        Raises:
+            ConflictError: Another job has the name.
+        """
+        self.registry.add(job)
+        return self._handles.setdefault(job.name, JobHandle(job, self))
+
+    def get_job(self, name: str) -> JobHandle | None:
+        """Give the handle of a registered job, or None."""
+        return self._handles.get(name)
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    def migrate(self) -> None:
+        """
+        Bring the database to this code's schema; on a current one, do nothing.
+
+        Raises:
+            SchemaTooNewError: A newer durably has migrated it; nothing was written.
+            DatabaseUnavailableError: It cannot be opened or made.
+        """
+        with self._lock:
+            self.database.migrate()
+
+    def start(self) -> None:
+        """
+        Begin one worker in this process, in a thread with an event loop of its own; do nothing if one runs.
+
+        Raises:
+            SchemaOutdatedError, SchemaTooNewError: Run `migrate` first; nothing is migrated by itself.
+        """
+        with self._lock:
+            if self._started() is not None:
+                return
+            self.database.read(lambda _connection: None)
+            local = LocalWorker(self.database, self.registry, self.settings, self.emitter)
+            local.start()
+            self._local, self._pid = local, os.getpid()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """
+        Drain the worker and return when no job function is executing; do nothing if none runs.
+
+        Args:
+            timeout: Seconds after which held runs are handed back at their next step boundary; None waits for
+                their end.
+        """
+        local = self._started()
+        if not isinstance(local, LocalWorker):
+            return
+        if local.is_loop_thread():
+            raise UsageError("stop() would wait for itself on the worker's event loop; use `await astop()`")
+        local.stop(timeout)
+        with self._lock:
+            if self._local is local:
+                self._local = None
+
+    def _started(self) -> LocalWorker | Worker | None:
+        return self._local if self._pid == os.getpid() else None
+
+    def process_one(self) -> bool:
+        """
+        Claim and execute at most one run, to its end, in this thread.
+
+        Returns:
+            Whether there was one.
+        """
+        return self._process(most_runs=1) > 0
+
+    def process_until_idle(self, max_runs: int | None = None) -> int:
+        """
+        Recover stale runs once, then execute until nothing is claimable, in this thread.
+
+        Args:
+            max_runs: Execute at most so many.
+
+        Returns:
+            The number of runs executed.
+        """
+        if max_runs is not None and (isinstance(max_runs, bool) or max_runs < 0):
+            raise ValidationError("max_runs", f"{max_runs!r} is no integer from 0")
+        Upkeep(self.database, self.settings, self.emitter, lambda _part, _error: None).recover_stale(0.0, at_start=True)
+        return self._process(most_runs=max_runs)
+
+    def _process(self, most_runs: int | None) -> int:
+        if _is_on_a_loop():
+            raise UsageError("this thread runs an event loop, which would stand still; use the awaitable twin")
+
+        def make(threads: Executors) -> Worker:
+            return Worker(
+                self.database,
+                self.registry,
+                self.settings,
+                self.emitter,
+                threads,
+                most_runs=most_runs,
+                until_idle=True,
+            )
+
+        mine: tuple[int, list[Worker]] = (os.getpid(), [])
+        with self._lock:
+            self._processing = (*self._processing, mine)
+        try:
+            return asyncio.run(serve(make, self.settings, mine[1].append))
+        finally:
+            with self._lock:
+                self._processing = tuple(entry for entry in self._processing if entry is not mine)
+
+    def _executing(self) -> list[LocalWorker | Worker]:
+        """List the workers that this process runs for this instance now."""
+        started = self._started()
+        processing: list[LocalWorker | Worker] = [
+            w for pid, workers in self._processing if pid == os.getpid() for w in workers
+        ]
+        return processing if started is None else [started, *processing]
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    def on(self, event_type: str, handler: Handler) -> Callable[[], None]:
+        """
+        Call *handler* with each event of a type that this process tells, or of every type for "*".
+
+        Args:
+            event_type: One of docs/events.md, or "*".
+            handler: A function of one event; a coroutine function is scheduled on the loop that subscribes it.
+
+        Returns:
+            A function that unsubscribes.
+        """
+        return self.emitter.on(event_type, handler)
+
+    # --- runs -----------------------------------------------------------------------------------------------
+
+    def get_run(self, run_id: str) -> Run | None:
+        """Look a run up; None if there is none of that id."""
+        return self.database.read(lambda connection: runs.get_run(connection, run_id))
+
+    def get_runs(
+        self,
+        *,
+        status: Status | Sequence[Status] | None = None,
+        job_name: str | Sequence[str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+        before: str | None = None,
+    ) -> list[Run]:
+        """
+        List runs, newest first; the order is total, so pages neither repeat nor skip a run.
+
+        Args:
+            status: One status or several (any of them); None for all.
+            job_name: One name or several (any of them); None for all.
+            labels: All of these, with exactly these values.
+            limit: At most so many; None for all.
+            offset: Skip so many; not together with *before*.
+            before: Only the runs that follow this one in the order: the last id of the page before.
+
+        Raises:
+            ValidationError: A filter is wrong.
+            NotFoundError: There is no run *before*.
+        """
+        statuses = _as_tuple(status)
+        if unknown := next((s for s in statuses if s not in STATUSES), None):
+            raise ValidationError("status", f"{unknown!r} is none of {', '.join(STATUSES)}")
+        for field, number in (("limit", limit), ("offset", offset)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
+                raise ValidationError(field, f"{number!r} is no integer from 0")
+        if before is not None and offset:
+            raise ValidationError("before", "not together with offset: both say where the page begins")
+        checked = check_labels(labels)
+        return self.database.read(
+            lambda connection: runs.get_runs(
+                connection,
+                statuses=statuses,
+                job_names=_as_tuple(job_name),
+                labels=checked,
+                limit=limit,
+                offset=offset,
+                before=before,
+            )
+        )
+
+    def get_steps(self, run_id: str) -> list[Step]:
+        """
+        List a run's checkpoints and failed attempts, by index, then attempt.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+
+        def read(connection: Any) -> list[Step]:
+            runs.require_run(connection, run_id)
+            return runs.get_steps(connection, run_id)
+
+        return self.database.read(read)
+
+    def get_logs(self, run_id: str) -> list[LogEntry]:
+        """
+        List a run's log entries in the order in which they were logged.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+
+        def read(connection: Any) -> list[LogEntry]:
+            runs.require_run(connection, run_id)
+            return runs.get_logs(connection, run_id)[0]
+
+        return self.database.read(read)
+
+    def cancel(self, run_id: str) -> Run:
+        """
+        Cancel a pending or running run, at once; a worker that executes it learns of it.
+
+        Raises:
+            NotFoundError: There is no such run.
+            ConflictError: It has ended; `status` says how.
+        """
+        run, previous = self.database.write(lambda connection: runs.cancel(connection, run_id))
+        # One that has learned of it between the commit and now has told it.
+        told = [worker.cancelled_here(run_id) for worker in self._executing()]
+        if not any(told):
+            self.emitter.emit(events.RunCancel(**_facts(run), previous_status=previous, origin="caller"))
+        return run
+
+    def retry(self, run_id: str) -> Run:
+        """
+        Put a failed or cancelled run back to pending; it resumes after its completed steps.
+
+        Raises:
+            NotFoundError: There is no such run.
+            ConflictError: It is pending, running or completed; `status` says which.
+        """
+        run, previous = self.database.write(lambda connection: runs.retry(connection, run_id))
+        self.emitter.emit(events.RunRetry(**_facts(run), previous_status=previous, attempt=run.attempt))
+        return run
+
+    def delete_run(self, run_id: str) -> None:
+        """
+        Delete an ended run with its steps, logs and labels.
+
+        Raises:
+            NotFoundError: There is no such run.
+            ConflictError: It is pending or running.
+        """
+        run = self.database.write(lambda connection: runs.delete_run(connection, run_id))
+        self.emitter.emit(events.RunDelete(**_facts(run), reason="delete"))
+
+    def purge_runs(self, older_than: float | str | timedelta | datetime, limit: int = 500) -> int:
+        """
+        Delete runs that ended before a time, oldest end first.
+
+        Args:
+            older_than: A duration before now, by the database's clock, or an aware datetime.
+            limit: At most so many.
+
+        Returns:
+            How many were deleted.
+        """
+        import datetime as dt
+
+        if isinstance(older_than, dt.datetime):
+            if older_than.tzinfo is None:
+                raise ValidationError("older_than", "a datetime without a time zone; give an aware one")
+            cutoff, age = to_microseconds(older_than), None
+        else:
+            try:
+                cutoff, age = 0, int(parse_duration(older_than) * 1e6)
+            except ValueError as error:
+                raise ValidationError("older_than", str(error)) from None
+
+        def purge(connection: Any) -> Sequence[tuple[str, str, Mapping[str, str]]]:
+            before = cutoff if age is None else runs.read_clock(connection) - age
+            return runs.purge_runs(connection, before=before, limit=limit)
+
+        purged = self.database.write(purge)
+        for run_id, job_name, labels in purged:
+            self.emitter.emit(events.RunDelete(run_id=run_id, job_name=job_name, labels=labels, reason="purge"))
+        return len(purged)
+
+    # --- waiting --------------------------------------------------------------------------------------------
+
+    def wait_for_run(
+        self,
+        run_id: str,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+        on_log: Callable[[LogEntry], object] | None = None,
+    ) -> Run:
+        """
+        Wait for a run's end, whichever process executes it.
+
+        Args:
+            timeout: Seconds; 0 looks once; None waits for ever.
+            on_progress: Called with the newest progress; values may be skipped.
+            on_log: Called with each entry committed since the call, once, in order.
+
+        Returns:
+            The completed run, its output decoded where its job is registered.
+
+        Raises:
+            RunFailedError, RunCancelledError: It ended so; `run` is the run.
+            NotFoundError: There is no such run, or it was deleted meanwhile.
+            WaitTimeoutError: It goes on.
+            UsageError: Called on the thread of a worker's event loop, which would stand still.
+        """
+        local = self._started()
+        if _is_on_a_loop() and (local is None or local.is_loop_thread()):
+            raise UsageError("this thread runs an event loop, which would stand still; use `await await_run(...)`")
+        return self._wait(run_id, timeout, on_progress, on_log).block()
+
+    async def await_run(
+        self,
+        run_id: str,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+        on_log: Callable[[LogEntry], object] | None = None,
+    ) -> Run:
+        """Await a run's end; as `wait_for_run`. Cancelling the await leaves the run alone."""
+        return await self._wait(run_id, timeout, on_progress, on_log).loop()
+
+    def _wait(
+        self,
+        run_id: str,
+        timeout: float | None,
+        on_progress: Callable[[Progress], object] | None,
+        on_log: Callable[[LogEntry], object] | None,
+    ) -> Wait:
+        return Wait(
+            run_id,
+            self.database,
+            self.registry,
+            self.emitter,
+            polling_interval=self.settings.polling_interval,
+            timeout=timeout,
+            on_progress=on_progress,
+            on_log=on_log,
+        )
+
+    amigrate = twin(migrate)
+    astart = twin(start)
+    astop = twin(stop)
+    aprocess_one = twin(process_one)
+    aprocess_until_idle = twin(process_until_idle)
+    aget_run = twin(get_run)
+    aget_runs = twin(get_runs)
+    aget_steps = twin(get_steps)
+    aget_logs = twin(get_logs)
+    acancel = twin(cancel)
+    aretry = twin(retry)
+    adelete_run = twin(delete_run)
+    apurge_runs = twin(purge_runs)
+
+
+def make_app(settings: Mapping[str, Any], jobs: Iterable[Job]) -> Durably:
+    """
+    Make an instance of settings and jobs alone.
+
+    Args:
+        settings: By name; None where not given.
+        jobs: To register.
+    """
+    app = Durably(**settings)
+    for job in jobs:
+        app.register(job)
+    return app
+
+
+create_durably = Durably
+"""The name that users of @coji/durably know."""
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    return {"run_id": run.id, "job_name": run.job_name, "labels": run.labels}
+
+
+def _as_tuple(one_or_many: Any) -> tuple[Any, ...]:
+    if one_or_many is None:
+        return ()
+    return (one_or_many,) if isinstance(one_or_many, str) else tuple(one_or_many)
+
+
+def _is_on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

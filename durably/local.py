@@ -1,0 +1,119 @@
+"""A worker inside an application's process: a thread with an event loop of its own, and a keeper beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING
+
+from durably.worker.doorbell import Doorbell
+from durably.worker.keeper import Keeper
+from durably.worker.loop import Worker
+from durably.worker.serve import serve
+
+if TYPE_CHECKING:
+    from durably.emitter import Emitter
+    from durably.jobs import Registry
+    from durably.settings import Settings
+    from durably.store.database import Database
+    from durably.worker.outcome import Executors
+
+
+class LocalWorker:
+    """
+    The worker that `Durably.start` begins.
+
+    Args:
+        database: Of this process, its schema checked.
+        registry: The instance's jobs.
+        settings: The instance's settings.
+        emitter: The instance's events.
+    """
+
+    def __init__(self, database: Database, registry: Registry, settings: Settings, emitter: Emitter) -> None:
+        self._database = database
+        self._registry = registry
+        self._settings = settings
+        self._emitter = emitter
+        self._doorbell = Doorbell()
+        self._keeper = Keeper(database, settings, emitter, self._doorbell)
+        self._keeping = threading.Thread(target=self._keeper.run, name="durably-keeper", daemon=True)
+        self._working = threading.Thread(target=self._work, name="durably-worker", daemon=True)
+        # Written by the worker's thread before `_began` is resolved, and at each new identity.
+        self._worker: Worker | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._began: Future[None] = Future()
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """
+        Begin, and return when the worker is about to claim.
+
+        Raises:
+            DurablyError: Its row could not be written.
+        """
+        self._working.start()
+        self._began.result()
+        self._keeping.start()
+
+    def stop(self, timeout: float | None) -> None:
+        """
+        Drain, and return when no job function is executing.
+
+        Args:
+            timeout: Seconds after which held runs are released at their next step boundary; None waits for their end.
+        """
+        self._tell_worker(release=False)
+        if not self._ended.wait(timeout):
+            self._tell_worker(release=True)
+            self._ended.wait()
+        self._keeper.stop()
+        for thread in (self._working, self._keeping):
+            if thread is not threading.current_thread() and thread.is_alive():
+                thread.join()
+        self._doorbell.close()
+
+    def is_loop_thread(self) -> bool:
+        """Whether this call comes from the worker's event loop."""
+        return threading.current_thread() is self._working
+
+    def cancelled_here(self, run_id: str) -> bool:
+        """Fire the token of a run that this process has cancelled; tell whether the worker has told it already."""
+        return self._worker is not None and self._worker.cancelled_here(run_id)
+
+    def _tell_worker(self, *, release: bool) -> None:
+        if self._worker is not None and self._loop is not None and not self._ended.is_set():
+            with contextlib.suppress(RuntimeError):  # it has ended in this moment
+                self._loop.call_soon_threadsafe(partial(self._worker.stop, release=release))
+
+    def _work(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            if not self._began.done():
+                self._began.set_exception(error)
+            else:
+                raise
+        finally:
+            self._ended.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        unsubscribe = self._emitter.on("worker:start", self._has_begun)
+        try:
+            await serve(self._make, self._settings, self._now_current)
+        finally:
+            unsubscribe()
+
+    def _has_begun(self, _event: object) -> None:
+        if not self._began.done():
+            self._began.set_result(None)
+
+    def _now_current(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def _make(self, threads: Executors) -> Worker:
+        return Worker(self._database, self._registry, self._settings, self._emitter, threads, doorbell=self._doorbell)

@@ -1,0 +1,192 @@
+"""Waiting for a run's end, from whichever process it comes: by looking, sooner by a wake-up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from durably import events
+from durably.codec import Unfit
+from durably.errors import (
+    CheckpointError,
+    NotFoundError,
+    RunCancelledError,
+    RunFailedError,
+    ValidationError,
+    WaitTimeoutError,
+)
+from durably.store import runs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from durably.emitter import Emitter
+    from durably.jobs import Registry
+    from durably.model import LogEntry, Progress, Run
+    from durably.store.database import Database
+    from durably.store.dialects import Watch
+
+T = TypeVar("T")
+_LOOKS_AFTER_A_SIGN: Final = (0.0, 0.001, 0.002, 0.004, 0.008)
+
+
+class Wait:
+    """
+    One wait for one run.
+
+    Args:
+        run_id: The run.
+        database: Where it is.
+        registry: Decodes the output where its job is known.
+        emitter: Takes what a callback raises.
+        polling_interval: Seconds between looks without a wake-up.
+        timeout: Seconds; 0 looks once; None waits for ever.
+        on_progress: Called with the newest progress; values may be skipped.
+        on_log: Called with each log entry committed since the wait began, once, in order.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        database: Database,
+        registry: Registry,
+        emitter: Emitter,
+        *,
+        polling_interval: float,
+        timeout: float | None,
+        on_progress: Callable[[Progress], object] | None,
+        on_log: Callable[[LogEntry], object] | None,
+    ) -> None:
+        if timeout is not None and (isinstance(timeout, bool) or not timeout >= 0):
+            raise ValidationError("timeout", f"{timeout!r} is no number of seconds from 0")
+        self._run_id = run_id
+        self._database = database
+        self._registry = registry
+        self._emitter = emitter
+        self._polling_interval = polling_interval
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._timeout = timeout
+        self._on_progress = on_progress
+        self._on_log = on_log
+        self._progress: Progress | None = None
+        self._log_position: int | None = None
+
+    def block(self) -> Run:
+        """Wait in this thread."""
+        watch = self._open_watch()
+        try:
+            while (run := self._look()) is None:
+                pause = self._pause()
+                if watch is None:
+                    time.sleep(pause)
+                elif select.select([watch], [], [], pause)[0]:
+                    self._settle(watch)
+        finally:
+            if watch is not None:
+                watch.close()
+        return self._result(run)
+
+    async def loop(self) -> Run:
+        """Wait on this event loop; its thread never waits for the database."""
+        watch = await asyncio.to_thread(self._open_watch)
+        try:
+            while (run := await asyncio.to_thread(self._look)) is None:
+                pause = self._pause()
+                if watch is None:
+                    await asyncio.sleep(pause)
+                elif await _readable(watch, pause):
+                    await asyncio.to_thread(self._settle, watch)
+        finally:
+            if watch is not None:
+                watch.close()
+        return self._result(run)
+
+    def _open_watch(self) -> Watch | None:
+        self._database.check()
+        return self._database.dialect.watch(self._database.engine())
+
+    def _settle(self, watch: Watch) -> None:
+        """Give the commit whose sign came time to be seen; one that comes meanwhile is seen with it."""
+        for seconds in _LOOKS_AFTER_A_SIGN:
+            time.sleep(seconds)
+            if watch.changed():
+                return
+
+    def _pause(self) -> float:
+        if self._deadline is None:
+            return self._polling_interval
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise WaitTimeoutError(f"run {self._run_id} had not ended after {self._timeout:g} s; it goes on")
+        return min(self._polling_interval, left)
+
+    def _look(self) -> Run | None:
+        """Read the run, tell what is new, and return it if it has ended."""
+        run, entries = self._database.read(self._read)
+        if run is None:
+            raise NotFoundError(f"there is no run {self._run_id!r}")
+        if run.progress is not None and run.progress != self._progress:
+            self._progress = run.progress
+            self._tell(self._on_progress, run.progress)
+        for entry in entries:
+            self._tell(self._on_log, entry)
+        return run if run.is_terminal else None
+
+    def _read(self, connection: Any) -> tuple[Run | None, list[LogEntry]]:
+        run = runs.get_run(connection, self._run_id)
+        if self._on_log is None or run is None:
+            return run, []
+        if self._log_position is None:
+            self._log_position = runs.last_log_position(connection, self._run_id)
+        entries, self._log_position = runs.get_logs(connection, self._run_id, after=self._log_position)
+        return run, entries
+
+    def _tell(self, callback: Callable[[T], object] | None, news: T) -> None:
+        if callback is None:
+            return
+        try:
+            callback(news)
+        except Exception as error:  # noqa: BLE001 - a callback must not end the wait
+            event = events.WorkerError(
+                context="handler", severity="error", error=str(error), error_type=type(error).__qualname__
+            )
+            if self._emitter.on_error is None:
+                self._emitter.emit(event)
+            else:
+                self._emitter.report(error, event)
+
+    def _result(self, run: Run) -> Run:
+        if run.status == "failed":
+            raise RunFailedError(run)
+        if run.status == "cancelled":
+            raise RunCancelledError(run)
+        job = self._registry.get(run.job_name)
+        if job is None:
+            return run
+        try:
+            return replace(run, output=job.output.decode(_as_text(run.output)))
+        except Unfit as error:
+            raise CheckpointError("output", f"run {run.id}: {error}") from error
+
+
+def _as_text(data: object) -> str:
+    import json
+
+    return json.dumps(data)
+
+
+async def _readable(watch: Watch, timeout: float) -> bool:
+    """Wait until the watch's descriptor is readable, at most *timeout* seconds."""
+    loop = asyncio.get_running_loop()
+    sign = asyncio.Event()
+    loop.add_reader(watch.fileno(), sign.set)
+    try:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(sign.wait(), timeout)
+    finally:
+        loop.remove_reader(watch.fileno())
+    return sign.is_set()
