@@ -1,0 +1,1 @@
+"""What watches: children, channels, signals, respawning, the loop."""

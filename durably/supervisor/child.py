@@ -1,0 +1,244 @@
+"""What a child process does, from its first line to its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from durably.errors import DurablyError
+from durably.events import Process
+from durably.settings import change_settings
+from durably.supervisor.channel import Channel, Outbox
+from durably.telemetry.stdlib import forward_standard_logging, forward_stdout
+from durably.worker.context import log_context
+from durably.worker.doorbell import Doorbell
+from durably.worker.failure import type_name
+from durably.worker.identity import machine_key
+from durably.worker.keeper import Keeper
+from durably.worker.loop import Worker
+from durably.worker.serve import executors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from durably.client import Durably
+    from durably.worker.outcome import Executors
+
+EXIT_BOOT_FAILED: Final = 3
+"""The child could not begin: the application does not import, or the database refused it. Its last line says why."""
+EXIT_LEASE_LOST: Final = 4
+"""The worker was declared dead by another process, and ended so that a fresh one takes its place."""
+
+DRAIN_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
+"""From the supervisor to a worker: drain; release. Blocked while it forks, so that none is lost in between."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """
+    What a child is told as it begins.
+
+    Args:
+        load: Makes the application's instance; in the child, so that the supervisor never imports it.
+        overrides: Settings that win over the application's own.
+        channel: To the supervisor.
+        orders: To the keeper; None for a worker.
+        inherited: Channels of others, of which a forked child closes its copies.
+        doorbell: Both ends, as connections, which the plan keeps open.
+        worker_id: The worker's, known to the supervisor before the fork; None for the keeper.
+        supervisor_id: Stands in its workers' rows.
+        supervisor_pid: Whose disappearance makes an orphan.
+        stacks: Path of the file for the stacks of a child that hangs.
+        until_idle: Whether the keeper tells when nothing is pending or running.
+    """
+
+    load: Callable[[], Durably]
+    overrides: dict[str, Any]
+    channel: Channel
+    orders: Channel | None
+    inherited: tuple[Channel, ...]
+    doorbell: Any
+    worker_id: str | None
+    supervisor_id: str
+    supervisor_pid: int
+    stacks: str
+    until_idle: bool
+
+
+def run_child(plan: Plan) -> None:
+    """Be a worker, or the keeper; ends the process."""
+    _forget_the_supervisor(plan)
+    outbox = Outbox(plan.channel)
+    me = Process(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        role="keeper" if plan.worker_id is None else "worker",
+        worker_id=plan.worker_id,
+    )
+    forward_standard_logging(outbox.send_record, lambda: {"process": me, **log_context()})
+    forward_stdout(outbox.send_record, lambda: {"process": me, **log_context()})
+    if url := plan.overrides.get("dialect_url"):
+        # For an application that names no database of its own, and leaves that to whoever supervises it.
+        os.environ["DURABLY_DIALECT_URL"] = url
+    try:
+        app = plan.load()
+        app.reconfigure(change_settings(app.settings, **plan.overrides))
+        code = _run_keeper(plan, app, outbox) if plan.orders is not None else _run_worker(plan, app, outbox)
+    except BaseException as error:  # noqa: BLE001 - whatever kept the child from its work is told before it exits
+        outbox.send_record(_boot_failure(error))
+        code = EXIT_BOOT_FAILED
+    sys.stdout.flush()
+    outbox.close()
+    sys.stderr.flush()
+    # Neither threads that are stuck in job code nor exit handlers of the supervisor may hold the exit up.
+    os._exit(code)
+
+
+def _forget_the_supervisor(plan: Plan) -> None:
+    """Drop what a fork has copied and only the supervisor may use, and take signals as a child does."""
+    for channel in plan.inherited:
+        channel.close()
+    plan.channel.keep_writing_end()
+    if plan.orders is not None:
+        plan.orders.keep_reading_end()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    # A terminal's Ctrl-C reaches the whole group; what it means is the supervisor's to say. A handler that only
+    # records is not inherited by programs that jobs start, as SIG_IGN would be.
+    for number in (signal.SIGINT, *DRAIN_SIGNALS):
+        signal.signal(number, lambda number, _frame: _early_signals.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DRAIN_SIGNALS)
+    faulthandler.register(signal.SIGUSR2, file=_open_for_ever(plan.stacks), all_threads=True)
+
+
+def _open_for_ever(path: str) -> Any:
+    """Open the file for stacks; faulthandler holds only its descriptor."""
+    _kept_open.append(Path(path).open("w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
+    return _kept_open[-1]
+
+
+_kept_open: list[Any] = []
+# Signals that came before the worker could heed them.
+_early_signals: list[int] = []
+
+
+def _doorbell(plan: Plan) -> Doorbell:
+    reading, writing = plan.doorbell
+    return Doorbell((reading.fileno(), writing.fileno()))
+
+
+def _boot_failure(error: BaseException) -> dict[str, Any]:
+    expected = isinstance(error, DurablyError)
+    return {
+        "type": "boot:failed",
+        "error": str(error) or type_name(error),
+        "error_type": type_name(error),
+        "traceback": None if expected else "".join(traceback.format_exception(error)),
+    }
+
+
+def _life_signs(plan: Plan, outbox: Outbox, interval: float, orphaned: Callable[[], None]) -> Callable[[float], None]:
+    """Give what a child does twice a second: tell that it lives, once per *interval*; see whether its parent does."""
+    told_at = 0.0
+
+    def look_around(now: float) -> None:
+        nonlocal told_at
+        if os.getppid() != plan.supervisor_pid:
+            orphaned()
+        if now - told_at >= interval:
+            told_at = now
+            outbox.send_record({"type": "beat"})
+
+    return look_around
+
+
+def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
+    emitter = app.emitter
+    emitter.become("worker", plan.worker_id)
+    emitter.sink = outbox
+    app.database.read(lambda _connection: None)  # a schema that does not fit is a failed boot
+
+    async def work(threads: Executors) -> int:
+        loop = asyncio.get_running_loop()
+
+        def orphaned() -> None:
+            loop.call_soon_threadsafe(lambda: worker.stop(release=True, reason="orphaned"))
+
+        worker = Worker(
+            app.database,
+            app.registry,
+            app.settings,
+            emitter,
+            threads,
+            doorbell=_doorbell(plan),
+            worker_id=plan.worker_id,
+            supervisor_id=plan.supervisor_id,
+            look_around=_life_signs(plan, outbox, app.settings.heartbeat_interval, orphaned),
+            events_dropped=lambda: outbox.dropped,
+        )
+        app.executes_in(worker)
+        for number in DRAIN_SIGNALS:
+            stop = partial(worker.stop, release=number == signal.SIGUSR1, reason="drained")
+            loop.add_signal_handler(number, stop)
+            if number in _early_signals:
+                stop()
+        await worker.run()
+        if worker.was_lost and worker.abandoned:
+            # Their rows belong to others now; a while to clean up, then the exit ends them.
+            await asyncio.wait(worker.abandoned, timeout=app.settings.kill_timeout)
+        return EXIT_LEASE_LOST if worker.was_lost else 0
+
+    with executors(app.settings) as threads:
+        code = asyncio.run(work(threads))
+        if code:
+            outbox.close()
+            os._exit(code)
+        return code
+
+
+def _run_keeper(plan: Plan, app: Durably, outbox: Outbox) -> int:
+    assert plan.orders is not None
+    emitter = app.emitter
+    emitter.become("keeper")
+    emitter.sink = outbox
+
+    def tell_idle() -> None:
+        outbox.send_record({"type": "keeper:idle"})
+
+    def orphaned() -> None:
+        keeper.stop()
+
+    app.migrate()
+    keeper = Keeper(
+        app.database,
+        app.settings,
+        emitter,
+        _doorbell(plan),
+        orders=plan.orders,
+        supervisor_id=plan.supervisor_id,
+        on_idle=tell_idle if plan.until_idle else None,
+        on_tick=_life_signs(plan, outbox, app.settings.heartbeat_interval, orphaned),
+    )
+    keeper.upkeep.recover_stale(0.0, at_start=True)
+    outbox.send_record(
+        {
+            "type": "keeper:ready",
+            "dialect": app.database.dialect.name,
+            "url": app.database.dialect.safe_url,
+            "jobs": app.registry.names(),
+            "machine": machine_key(),
+            "settings": {k: v for k, v in asdict(app.settings).items() if k not in ("dialect_url", "app")},
+        }
+    )
+    keeper.run()
+    return 0

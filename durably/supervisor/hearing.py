@@ -1,0 +1,94 @@
+"""What the supervisor hears from its children: events to tell on, and facts about the children themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from durably import events
+    from durably.supervisor.children import Child
+
+_MOST_READS_A_ROUND = 8
+
+
+class Listener(Protocol):
+    """What the supervisor does about what was heard."""
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """Tell an event or a log line on, to the log and to who subscribed."""
+
+    def report(self, context: str, severity: events.Severity, error: str) -> None:
+        """Tell of something that went wrong."""
+
+    def keeper_is_ready(self, record: dict[str, Any]) -> None:
+        """Learn the application's settings, and that the database is migrated and recovered."""
+
+    def nothing_is_active(self) -> None:
+        """Learn that no run is pending or running."""
+
+    def worker_is_ready(self, child: Child) -> None:
+        """Learn that a worker is about to claim."""
+
+    def was_recovered(self, worker_id: str) -> None:
+        """Learn that what a dead worker held is recovered."""
+
+
+def hear(child: Child, now: float, listener: Listener) -> None:
+    """
+    Read what has arrived from *child*, a bounded part of it, and act on it.
+
+    Args:
+        child: Any child, also one that has just died.
+        now: Monotonic seconds.
+        listener: The supervisor.
+    """
+    for _ in range(_MOST_READS_A_ROUND):
+        records = child.channel.drain()
+        if not records:
+            return
+        child.heard_at = now
+        for record in records:
+            _heed(child, record, listener)
+
+
+def _heed(child: Child, record: dict[str, Any], listener: Listener) -> None:
+    match record.get("type"):
+        case "beat":
+            return
+        case "keeper:idle":
+            listener.nothing_is_active()
+            return
+        case "keeper:ready":
+            child.state = "ready"
+            listener.keeper_is_ready(record)
+            return
+        case "boot:failed":
+            child.failure = record["traceback"] or f"{record['error_type']}: {record['error']}"
+            return
+        case "unreadable":
+            listener.report("channel", "warning", f"worker {child.id} sent an unreadable line: {record['error']}")
+            return
+        case "worker:start":
+            if child.state == "starting":
+                child.state = "ready"
+            listener.worker_is_ready(child)
+        case "run:complete" | "run:fail":
+            child.has_finished_a_run = True
+        case "worker:exit":
+            listener.was_recovered(str(record.get("lost_worker")))
+    _look_for_gap(child, record, listener)
+    listener.tell(record)
+
+
+def _look_for_gap(child: Child, record: dict[str, Any], listener: Listener) -> None:
+    sequence = record.get("sequence")
+    if sequence is None:
+        return
+    missing = sequence - child.last_sequence - 1
+    if missing > 0:
+        listener.report(
+            "events-lost",
+            "warning",
+            f"{missing} events of worker {child.id} before its number {sequence} were lost",
+        )
+    child.last_sequence = sequence
