@@ -1,0 +1,125 @@
+"""What a command works on: the application, its database, one of its runs."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import sysconfig
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from durably.apps import find_app, load_app
+from durably.client import Durably
+from durably.errors import DurablyError, NotFoundError, ValidationError
+from durably.settings import change_settings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from durably.model import Run
+
+_RUNS_SEARCHED: Final = 1_000
+_FEWEST_LETTERS: Final = 4
+_OWN_FOLDER: Final = Path(__file__).parents[1]
+
+
+@contextmanager
+def application(argument: str | None, dialect_url: str | None = None) -> Iterator[Durably]:
+    """
+    Import the application, and close its database at the end.
+
+    Args:
+        argument: As given; None to find it.
+        dialect_url: Wins over the application's.
+
+    Raises:
+        ValidationError: There is none, or it cannot be imported.
+    """
+    app = _load(find_app(argument).reference)
+    if dialect_url is not None:
+        app.reconfigure(change_settings(app.settings, dialect_url=dialect_url))
+    with contextlib.closing(app.database):
+        yield app
+
+
+@contextmanager
+def database(argument: str | None, dialect_url: str | None) -> Iterator[Durably]:
+    """
+    Open a database, with its application only where nothing else names it.
+
+    Args:
+        argument: The application as given; None if it was not.
+        dialect_url: As given; else that of the application as given, of the settings, of an application found.
+
+    Raises:
+        ValidationError: Nothing names a database.
+    """
+    if dialect_url is None and (argument is not None or not load_settings().dialect_url):
+        with application(argument or _find_or_explain()) as app:
+            yield app
+        return
+    app = Durably(dialect_url)
+    with contextlib.closing(app.database):
+        yield app
+
+
+def _find_or_explain() -> str:
+    try:
+        return find_app().reference
+    except ValidationError:
+        raise ValidationError(
+            "dialect_url",
+            "no database given: pass --dialect-url, set DURABLY_DIALECT_URL, or run this where the application is",
+        ) from None
+
+
+def find_run(app: Durably, given: str) -> Run:
+    """
+    Look a run up by its id, or by the end of its id among the latest runs.
+
+    Raises:
+        NotFoundError: There is none.
+        ValidationError: On `run`; it is the end of several ids.
+    """
+    if (run := app.get_run(given)) is not None:
+        return run
+    ending = given.upper()
+    found = []
+    if len(ending) >= _FEWEST_LETTERS:
+        found = [run for run in app.get_runs(limit=_RUNS_SEARCHED) if run.id.endswith(ending)]
+    if len(found) > 1:
+        raise ValidationError("run", f"{given!r} ends the ids of {len(found)} runs, {found[0].id} and {found[1].id}")
+    if not found:
+        raise NotFoundError(f"there is no run {given!r}")
+    return found[0]
+
+
+def _load(reference: str) -> Durably:
+    """Import an application; what it prints goes to stderr, for stdout is for data."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return load_app(reference)
+    except (Exception, SystemExit) as error:
+        place = _own_place(error)
+        if place is None and isinstance(error, DurablyError):
+            raise  # about the reference, not from within what it names
+        message = " ".join(str(error).split())
+        where = "" if place is None else f" ({place})"
+        raise ValidationError(
+            "app", f"{reference} cannot be imported: {type(error).__qualname__}: {message}{where}"
+        ) from error
+
+
+def _own_place(error: BaseException) -> str | None:
+    """Find the last line of the user's own code that an error came from; None if it passed through none."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return next((f"{frame.filename}:{frame.lineno}" for frame in frames if _is_own(frame.filename)), None)
+
+
+def _is_own(file_name: str) -> bool:
+    """Tell a user's file from Python's, durably's and those installed."""
+    path = Path(file_name)
+    installed = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib", "platlib")]
+    return path.is_file() and not any(path.is_relative_to(folder) for folder in (*installed, _OWN_FOLDER))

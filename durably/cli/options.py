@@ -1,0 +1,104 @@
+"""The arguments and options that several commands share."""
+
+from enum import StrEnum
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from durably.errors import ValidationError
+from durably.settings import parse_duration
+
+_APP_HELP = 'A file, a module, or "module:attribute". Else DURABLY_APP, tool.durably.app, app.py or jobs.py.'
+
+
+def flag(name: str, purpose: str) -> Any:
+    """Make an option without a value; typer would show it with "<bool>"."""
+    return typer.Option(name, metavar="", help=purpose)
+
+
+AppArgument: TypeAlias = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="APP",
+        show_default=False,
+        help=_APP_HELP,
+    ),
+]
+AppOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--app",
+        metavar="APP",
+        show_default=False,
+        help=_APP_HELP,
+    ),
+]
+DialectUrlOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        show_default=False,
+        help="The database. Else DURABLY_DIALECT_URL, tool.durably.dialect_url, or the application's.",
+    ),
+]
+JsonOption: TypeAlias = Annotated[bool, flag("--json", "Print JSON and nothing else on stdout.")]
+LabelsOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="NAME=VALUE", show_default=False, help="May be given several times."),
+]
+RunArgument: TypeAlias = Annotated[
+    str,
+    typer.Argument(metavar="RUN", show_default=False, help="A run's id, or the end of one that tells it apart."),
+]
+
+
+class LogFormat(StrEnum):
+    """How the log's lines look."""
+
+    auto = "auto"
+    json = "json"
+    console = "console"
+
+
+class LogLevel(StrEnum):
+    """The lowest level that is logged."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+    critical = "critical"
+
+
+def parse_labels(given: list[str] | None) -> dict[str, str]:
+    """
+    Read labels given as NAME=VALUE.
+
+    Raises:
+        ValidationError: On `label`; one has no "=".
+    """
+    labels = {}
+    for text in given or ():
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ValidationError("label", f"{text!r} is not NAME=VALUE")
+        labels[name] = value
+    return labels
+
+
+def parse_timeout(given: str | None) -> float | None:
+    """
+    Read the timeout of a wait.
+
+    Args:
+        given: Seconds from 0, or digits with a unit such as "5m"; None for no timeout.
+
+    Raises:
+        ValidationError: On `timeout`.
+    """
+    if given is None:
+        return None
+    try:
+        return 0.0 if given.strip() == "0" else parse_duration(given)
+    except ValueError as error:
+        raise ValidationError("timeout", str(error)) from None

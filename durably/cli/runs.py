@@ -1,0 +1,208 @@
+"""`durably runs`, `retry` and `cancel`."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+
+import typer
+
+from durably.cli.options import (
+    AppOption,
+    DialectUrlOption,
+    JsonOption,
+    LabelsOption,
+    RunArgument,
+    parse_labels,
+)
+from durably.model import STATUSES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from durably.model import Run, Status
+
+RUNS_EPILOG: Final = """Examples
+  durably runs --status failed --status cancelled
+  durably runs --job import_users --label tenant=acme --limit 100
+  durably runs --json | jq '.[].id'
+"""
+RETRY_EPILOG: Final = """The run resumes after its completed steps.
+
+Examples
+  durably retry 01JNG30F5M7C1E9R6XZ4Q7TN2A
+  durably retry 7TN2A
+"""
+CANCEL_EPILOG: Final = """A worker that executes the run stops at its next step boundary.
+
+Examples
+  durably cancel 01JNG30F5M7C1E9R6XZ4Q7TN2A
+  durably cancel 7TN2A
+"""
+_MAX_PROGRESS: Final = 32
+_MAX_ERROR: Final = 100
+_LETTERS_OF_A_SHORT_ID: Final = 8
+_COLUMNS_FOR_LONG_IDS: Final = 120
+
+
+def runs(
+    *,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STATUS",
+            show_default=False,
+            help=f"{', '.join(STATUSES)}. May be given several times: any of them.",
+        ),
+    ] = None,
+    job: Annotated[
+        list[str] | None,
+        typer.Option(metavar="JOB", show_default=False, help="A job's name. May be given several times: any of them."),
+    ] = None,
+    label: LabelsOption = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="At most so many.")] = 20,
+    before: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", show_default=False, help="Only older ones than this run."),
+    ] = None,
+    app: AppOption = None,
+    dialect_url: DialectUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs, the newest first."""
+    from durably.cli.application import database, find_run
+    from durably.cli.output import emit_json, emit_rich, say
+
+    with database(app, dialect_url) as durably:
+        found = durably.get_runs(
+            status=cast("list[Status] | None", status),
+            job_name=job,
+            labels=parse_labels(label),
+            limit=limit,
+            before=None if before is None else find_run(durably, before).id,
+        )
+        now = durably.database.read(read_time)
+    if as_json:
+        emit_json(found)
+        return
+    if not found:
+        say("there are no such runs" if status or job or label or before else "there are no runs")
+        return
+    emit_rich(_table(found, now))
+    if len(found) == limit:
+        say(f"there may be more: --before {found[-1].id}")
+
+
+def retry(
+    run: RunArgument,
+    *,
+    app: AppOption = None,
+    dialect_url: DialectUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a failed or cancelled run back to pending, to be resumed."""
+    from durably.cli.application import database, find_run
+
+    with database(app, dialect_url) as durably:
+        _emit_changed(durably.retry(find_run(durably, run).id), as_json=as_json)
+
+
+def cancel(
+    run: RunArgument,
+    *,
+    app: AppOption = None,
+    dialect_url: DialectUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cancel a pending or running run."""
+    from durably.cli.application import database, find_run
+
+    with database(app, dialect_url) as durably:
+        _emit_changed(durably.cancel(find_run(durably, run).id), as_json=as_json)
+
+
+def _emit_changed(run: "Run", *, as_json: bool) -> None:
+    from durably.cli.output import emit_json, emit_rich, status_text, text
+
+    if as_json:
+        emit_json(run)
+    else:
+        emit_rich(text(f"{run.id} is ") + status_text(run.status) + text(f" (attempt {run.attempt})"))
+
+
+def read_time(connection: Any) -> datetime:
+    """Read the database's clock."""
+    from durably.store.runs import read_clock
+
+    return datetime.fromtimestamp(read_clock(connection) / 1e6, UTC)
+
+
+def duration_seconds(run: "Run", now: datetime) -> float | None:
+    """Tell how long a run took, or has taken until *now*; None for one that has not begun, or waits again."""
+    end = now if run.status == "running" else run.completed_at
+    return None if run.started_at is None or end is None else (end - run.started_at).total_seconds()
+
+
+def spell_progress(run: "Run") -> str:
+    """Spell a run's progress as its job told it, else as the number of its checkpoints."""
+    progress = run.progress
+    if progress is None:
+        steps = run.completed_step_count
+        return f"{steps} step{'' if steps == 1 else 's'}" if steps else ""
+    amount = spell_number(progress.current)
+    if progress.total is not None:
+        amount += f"/{spell_number(progress.total)}"
+    return f"{amount} {progress.message}" if progress.message else amount
+
+
+def spell_number(number: float) -> str:
+    """Spell a count: all digits of a whole number, six of any other."""
+    return f"{number:.0f}" if float(number).is_integer() else f"{number:g}"
+
+
+def spell_seconds(seconds: float | None) -> str:
+    """Spell a duration; None is empty, and clocks that disagree do not make it negative."""
+    from durably.telemetry.units import human_duration
+
+    return "" if seconds is None else human_duration(max(seconds, 0.0))
+
+
+def _table(found: "list[Run]", now: datetime) -> "Table":
+    from durably.cli.output import first_line, make_table, status_text, text
+    from durably.telemetry.units import shorten
+
+    cut = {"no_wrap": True, "overflow": "ellipsis"}
+    right = {"no_wrap": True, "justify": "right"}
+    table = make_table(
+        ("id", {"no_wrap": True}),
+        ("job", cut),
+        ("status", {"no_wrap": True}),
+        ("progress", cut),
+        ("attempt", right),
+        ("age", right),
+        ("duration", right),
+        ("error", cut),
+    )
+    for run in found:
+        error = first_line(f"{run.error_type}: {run.error}" if run.error_type else run.error)
+        table.add_row(
+            _id_text(run.id),
+            text(run.job_name),
+            status_text(run.status),
+            text(shorten(first_line(spell_progress(run)), _MAX_PROGRESS)),
+            text(run.attempt),
+            text(spell_seconds((now - run.created_at).total_seconds())),
+            text(spell_seconds(duration_seconds(run, now))),
+            text(shorten(error, _MAX_ERROR), "red"),
+        )
+    return table
+
+
+def _id_text(run_id: str) -> "Text":
+    """Give an id whole where there is room, else its end, which is the part that tells runs apart."""
+    import sys
+
+    from durably.cli.output import console_for, text
+
+    console = console_for(sys.stdout)
+    is_narrow = console.is_terminal and console.width < _COLUMNS_FOR_LONG_IDS
+    return text(run_id[-_LETTERS_OF_A_SHORT_ID:] if is_narrow else run_id)

@@ -1,0 +1,76 @@
+"""`durably supervise`: migrate, recover, and run worker processes until told to stop."""
+
+from typing import Annotated, Final
+
+import typer
+
+from durably.cli.options import AppArgument, DialectUrlOption, LogFormat, LogLevel, flag
+
+EPILOG: Final = """Signals
+  TERM, INT   Drain: claim nothing more, let held runs end. After the drain
+              timeout they go back at their next step boundary.
+              A second one: they go back from now on.
+  QUIT        Kill the workers now; their runs are recovered.
+  HUP         Replace the workers one by one, with the application as it is.
+  TTIN, TTOU  Add one worker, remove one worker.
+
+Exit codes
+  0  All ended cleanly.
+  1  The start failed, or the supervisor gave up; the log says why.
+  2  Wrong usage; nothing was started.
+  3  Some children had to be killed.
+
+Examples
+  durably supervise
+  durably supervise jobs.py --workers 4 --concurrency 8
+  durably supervise shop.jobs:durably --dialect-url sqlite:///shop.db
+  durably supervise --until-idle --log-format json > run.log
+"""
+
+
+def supervise(
+    app: AppArgument = None,
+    *,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", show_default=False, help="Worker processes; by default one for each usable core."),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(metavar="M", show_default=False, help="Runs that one worker executes at once."),
+    ] = None,
+    dialect_url: DialectUrlOption = None,
+    until_idle: Annotated[bool, flag("--until-idle", "Stop when no run is pending or running.")] = False,
+    drain_timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            show_default=False,
+            help='How long stopping waits for held runs: seconds, or such as "5m".',
+        ),
+    ] = None,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(metavar="FORMAT", help="auto (console on a terminal, else json), json or console."),
+    ] = LogFormat.auto,
+    log_level: Annotated[
+        LogLevel, typer.Option(metavar="LEVEL", help="debug, info, warning, error or critical.")
+    ] = LogLevel.info,
+) -> int:
+    """Run worker processes: migrate, recover, replace those that die."""
+    from durably.apps import find_app
+    from durably.cli.output import say
+    from durably.supervisor.supervisor import Supervisor
+    from durably.telemetry import configure_log
+
+    found = find_app(app)
+    given = {"workers": workers, "concurrency": concurrency, "drain_timeout": drain_timeout}
+    supervisor = Supervisor(
+        found.reference,
+        dialect_url=dialect_url,
+        until_idle=until_idle,
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+    say(f"the application is {found.reference} ({found.source})")
+    configure_log(form=log_format.value, level=log_level.value)
+    return supervisor.run()
