@@ -1,0 +1,379 @@
+"""A real supervisor: how it begins, recovers, drains and ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from durably import Supervisor, define_job
+from durably.supervisor.supervisor import EXIT_FAILED, EXIT_KILLED
+from tests.e2e.harness import Supervised
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def status_of(supervised: Supervised, run_id: str) -> str:
+    run = supervised.client.get_run(run_id)
+    assert run is not None
+    return run.status
+
+
+def pid_of(supervised: Supervised, run_id: str) -> int:
+    """Wait until the run's first step has told its process."""
+
+    def pid() -> int:
+        steps = [step for step in supervised.client.get_steps(run_id) if step.name == "pid"]
+        return int(steps[0].output) if steps else 0
+
+    return eventually(pid)
+
+
+# contract 161, 167
+def test_supervise_until_idle_runs_everything_and_exits_cleanly(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "--until-idle")
+    runs = supervised.trigger("count", *range(1, 9))
+    with supervised:
+        assert supervised.wait() == 0
+    assert [supervised.client.get_run(run).output for run in runs] == list(range(1, 9))  # type: ignore[union-attr]
+    told = [line["event"] for line in supervised.lines()]
+    assert told[0] == "supervisor:start"
+    assert told[-1] == "supervisor:stop"
+    assert told.count("run:complete") == 8
+    assert told.count("step:complete") == sum(range(1, 9))
+
+
+# contract 143, 167
+def test_each_worker_is_heard_in_its_order_without_a_gap(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "--until-idle")
+    supervised.trigger("count", *[2] * 20)
+    with supervised:
+        supervised.wait()
+    sequences: dict[int, list[int]] = {}
+    for line in supervised.lines():
+        if "sequence" in line:
+            sequences.setdefault(line["process"]["pid"], []).append(line["sequence"])
+    for heard in sequences.values():
+        assert heard == list(range(1, len(heard) + 1))
+
+
+# contract 61, 64, 65
+def test_a_killed_worker_is_replaced_and_its_run_resumes_after_its_checkpoint(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as supervised:
+        supervised.until_ready(2)
+        (run_id,) = supervised.trigger("wait", 0.3)
+        eventually(supervised.notes)
+        victim = pid_of(supervised, run_id)
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: status_of(supervised, run_id) == "completed")
+        run = supervised.client.get_run(run_id)
+        assert run is not None
+        assert (run.generation, run.interruptions, run.attempt) == (2, 1, 1)
+        assert pid_of(supervised, run_id) == victim, "the checkpoint of the first execution stands"
+        supervised.until_ready(2)
+        (told,) = supervised.events("worker:exit")
+        assert (told["signal"], told["reason"], told["recovered"]) == ("SIGKILL", "died", 1)
+        (recovered,) = supervised.events("run:recover")
+        assert recovered["run_id"] == run_id
+
+
+# contract 163
+def test_a_killed_keeper_is_replaced_and_recovery_goes_on(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as supervised:
+        workers = supervised.until_ready(2)
+        (keeper,) = [child for child in supervised.children() if child.pid not in workers.values()]
+        (run_id,) = supervised.trigger("wait", 0.3)
+        victim = pid_of(supervised, run_id)
+        keeper.kill()
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: status_of(supervised, run_id) == "completed")
+
+
+# contract 66, 69
+def test_a_run_that_kills_every_worker_fails_with_the_reason_after_its_last_interruption(tmp_path: Path) -> None:
+    with Supervised(tmp_path, max_interruptions=2) as supervised:
+        (run_id,) = supervised.trigger("deadly", None)
+        eventually(lambda: status_of(supervised, run_id) == "failed", timeout=30)
+        run = supervised.client.get_run(run_id)
+        assert run is not None
+        assert run.error_type == "TooManyInterruptions"
+        assert "SIGKILL" in str(run.error)
+        assert len(supervised.notes()) == 3
+        assert [step.name for step in supervised.client.get_steps(run_id)] == ["before"]
+        (failure,) = eventually(lambda: supervised.events("run:fail"))
+        assert failure["interruptions"] == 3
+
+
+# contract 157, 169
+def test_sigterm_lets_a_held_run_end_and_claims_nothing_more(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as supervised:
+        supervised.until_ready(2)
+        (held,) = supervised.trigger("wait", 1.0)
+        eventually(supervised.notes)
+        supervised.process.terminate()
+        eventually(lambda: status_of(supervised, held) == "completed")
+        (late,) = supervised.trigger("count", 1)
+        assert supervised.wait() == 0
+        assert status_of(supervised, late) == "pending"
+
+
+# contract 158, 169
+def test_after_the_drain_timeout_a_run_is_released_at_its_next_step_boundary(tmp_path: Path) -> None:
+    with Supervised(tmp_path, "--drain-timeout", "0.2") as supervised:
+        supervised.until_ready(2)
+        (run_id,) = supervised.trigger("wait", 1.0)
+        eventually(supervised.notes)
+        supervised.process.terminate()
+        assert supervised.wait() == 0
+        run = supervised.client.get_run(run_id)
+        assert run is not None
+        assert (run.status, run.interruptions, run.worker_id) == ("pending", 0, None)
+        assert {step.name for step in supervised.client.get_steps(run_id)} == {"pid", "wait"}
+        assert len(supervised.events("run:release")) == 1
+
+
+# contract 169
+def test_a_second_sigterm_releases_at_once(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as supervised:
+        supervised.until_ready(2)
+        (run_id,) = supervised.trigger("wait", 1.0)
+        eventually(supervised.notes)
+        supervised.process.terminate()
+        supervised.process.terminate()
+        assert supervised.wait() == 0
+        assert status_of(supervised, run_id) in ("pending", "completed")
+
+
+# contract 169, 170, 173
+def test_what_has_no_step_boundary_is_killed_in_the_end_without_an_interruption(tmp_path: Path) -> None:
+    with Supervised(tmp_path, "--drain-timeout", "0.2", kill_timeout=0.3) as supervised:
+        supervised.until_ready(2)
+        (run_id,) = supervised.trigger("stubborn", 60)
+        eventually(supervised.notes)
+        supervised.process.terminate()
+        assert supervised.wait() == EXIT_KILLED
+        run = supervised.client.get_run(run_id)
+        assert run is not None
+        assert (run.status, run.interruptions) == ("pending", 0)
+        assert supervised.events("run:recover")[0]["reason"] == "drain"
+
+
+# contract 169
+def test_sigquit_kills_at_once(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as supervised:
+        supervised.until_ready(2)
+        (run_id,) = supervised.trigger("stubborn", 60)
+        eventually(supervised.notes)
+        supervised.process.send_signal(signal.SIGQUIT)
+        assert supervised.wait(10) == EXIT_KILLED
+        assert status_of(supervised, run_id) == "pending"
+
+
+# contract 171
+def test_sighup_replaces_every_worker_and_interrupts_no_run(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as supervised:
+        before = supervised.until_ready(2)
+        (run_id,) = supervised.trigger("wait", 1.0)
+        eventually(supervised.notes)
+        supervised.process.send_signal(signal.SIGHUP)
+
+        def replaced() -> bool:
+            now = supervised.ready_workers()
+            return len(now) == 2 and not now.keys() & before.keys()
+
+        eventually(replaced, timeout=20)
+        run = supervised.client.get_run(run_id)
+        assert run is not None
+        assert (run.status, run.interruptions, run.generation) == ("completed", 0, 1)
+
+
+# contract 171
+def test_sigttin_adds_a_worker_and_sigttou_removes_one(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as supervised:
+        supervised.until_ready(2)
+        supervised.process.send_signal(signal.SIGTTIN)
+        supervised.until_ready(3)
+        supervised.process.send_signal(signal.SIGTTOU)
+        eventually(lambda: len(supervised.ready_workers()) == 2)
+        assert len(supervised.children()) == 3
+
+
+# contract 172, 62
+def test_workers_whose_supervisor_was_killed_release_their_runs_and_exit(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as supervised:
+        workers = supervised.until_ready(2)
+        (run_id,) = supervised.trigger("wait", 0.5)
+        eventually(supervised.notes)
+        orphans = supervised.children()
+        supervised.process.kill()
+        _, alive = psutil.wait_procs(orphans, timeout=10)
+        assert not alive, workers
+        assert status_of(supervised, run_id) == "pending"
+
+
+# contract 62: a process that is gone from this machine needs no threshold
+def test_a_new_supervisor_recovers_at_once_what_a_killed_family_held(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as supervised:
+        supervised.until_ready(2)
+        (run_id,) = supervised.trigger("wait", 30)
+        eventually(supervised.notes)
+        family = [supervised.process, *supervised.children()]
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family, timeout=10)
+        assert status_of(supervised, run_id) == "running"
+        with supervised:
+            eventually(lambda: len(supervised.notes()) == 2)
+
+
+# contract 52, 58, 165
+def test_a_stopped_worker_is_killed_for_its_silence_and_its_run_resumes_elsewhere(tmp_path: Path) -> None:
+    with Supervised(tmp_path, heartbeat_interval=0.2, stale_threshold=1) as supervised:
+        supervised.until_ready(2)
+        (run_id,) = supervised.trigger("stopped", None)
+        eventually(lambda: status_of(supervised, run_id) == "completed", timeout=20)
+        run = supervised.client.get_run(run_id)
+        assert run is not None
+        assert run.output != pid_of(supervised, run_id)
+        (told,) = [line for line in supervised.events("supervisor:error") if line["context"] == "silent"]
+        assert "its stacks" in told["error"]
+
+
+# contract 166
+def test_a_worker_stopped_while_it_tells_much_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    with Supervised(tmp_path, heartbeat_interval=0.5, stale_threshold=60) as supervised:
+        workers = supervised.until_ready(2)
+        (flood,) = supervised.trigger("flood", 100_000)
+        eventually(lambda: len(supervised.client.get_steps(flood)) > 20)
+        flooding = supervised.client.get_run(flood)
+        assert flooding is not None
+        stop_between_commits(supervised, workers[str(flooding.worker_id)])
+        (run_id,) = supervised.trigger("count", 3)
+        eventually(lambda: status_of(supervised, run_id) == "completed")
+        eventually(lambda: run_id in {line["run_id"] for line in supervised.events("run:complete")})
+
+
+# contract 162, 6: the supervisor itself opens no database
+def test_the_supervisor_has_one_thread_and_no_database_file_open(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as supervised:
+        supervised.until_ready(2)
+        assert supervised.process.num_threads() == 1
+        assert not [file for file in supervised.process.open_files() if "runs.db" in file.path]
+
+
+def test_what_jobs_print_and_log_is_in_the_log_with_run_and_step(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "--until-idle")
+    (run_id,) = supervised.trigger("talk", "word")
+    with supervised:
+        supervised.wait()
+    lines = {line["event"]: line for line in supervised.lines()}
+    assert lines["printed inside"]["step_name"] == "inside"
+    assert "step_name" not in lines["printed outside"]
+    assert lines["logged inside word"]["level"] == "warning"
+    assert lines["logged inside word"]["logger"] == "talk"
+    assert {lines[text]["run_id"] for text in ("printed inside", "printed outside", "logged inside word")} == {run_id}
+    assert lines["log:write"]["message"] == "stored"
+
+
+def test_two_supervisors_share_one_file(tmp_path: Path) -> None:
+    one, other = Supervised(tmp_path), Supervised(tmp_path)
+    with one:
+        one.until_ready(2)
+        with other:
+            one.until_ready(4)
+            runs = one.trigger("count", *[5] * 40)
+            eventually(lambda: all(status_of(one, run) == "completed" for run in runs), timeout=30)
+    steps = [(run, step) for run, step, _, _ in one.notes()]
+    assert len(steps) == len(set(steps)) == 200
+    assert len({pid for _, _, pid, _ in one.notes()}) > 2
+
+
+# contract 164, 173
+def test_it_gives_up_with_the_reason_when_no_worker_can_begin(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "import os\nfrom durably import Durably\n"
+        "if 'worker' in __import__('multiprocess').current_process().name: raise RuntimeError('no luck')\n"
+        "durably = Durably()\n"
+    )
+    with Supervised(tmp_path, app=tmp_path / "broken.py") as supervised:
+        assert supervised.wait() == EXIT_FAILED
+        (told,) = [line for line in supervised.events("supervisor:error") if line["context"] == "gave-up"]
+        assert "no luck" in told["error"]
+
+
+# contract 161
+def test_an_application_that_does_not_import_fails_the_start_and_forks_no_worker(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
+    with Supervised(tmp_path, app=tmp_path / "broken.py") as supervised:
+        assert supervised.wait() != 0
+        assert not supervised.events("worker:start")
+        assert "nowhere_to_be_found" in supervised.errors() + str(supervised.lines())
+
+
+# contract 144, 173: the library, without the command
+def test_the_library_supervises_jobs_given_as_objects_and_calls_handlers(tmp_path: Path) -> None:
+    def double(step: Any, value: int) -> int:
+        return step.run("double", lambda: value * 2)  # type: ignore[no-any-return]
+
+    job = define_job("double", double)
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    supervisor = Supervisor(dialect_url=url, jobs=[job], workers=1, until_idle=True)
+    client = Supervised(tmp_path)
+    (run_id,) = client.trigger("double", 21)
+    heard: list[Any] = []
+    supervisor.on("run:complete", heard.append)
+    assert supervisor.run() == 0
+    assert client.client.get_run(run_id).output == 42  # type: ignore[union-attr]
+    assert [event.output for event in heard] == [42]
+    client.client.database.close()
+
+
+# contract 162
+@pytest.mark.parametrize("seconds", [60])
+def test_in_a_process_with_threads_it_spawns_instead_of_forking(tmp_path: Path, seconds: int) -> None:
+    release = threading.Event()
+    other = threading.Thread(target=release.wait, args=(seconds,))
+    other.start()
+    try:
+        client = Supervised(tmp_path)
+        (run_id,) = client.trigger("count", 3)
+        supervisor = Supervisor(str(client_app()), dialect_url=client.url, workers=1, until_idle=True)
+        assert supervisor.run() == 0
+        assert client.client.get_run(run_id).output == 3  # type: ignore[union-attr]
+        client.client.database.close()
+    finally:
+        release.set()
+        other.join()
+
+
+def stop_between_commits(supervised: Supervised, pid: int) -> None:
+    """Stop a process at a moment when it does not hold SQLite's one right to write, which nobody else has then."""
+    gate = os.open(supervised.url.removeprefix("sqlite:///") + "-gate", os.O_RDWR)
+
+    def stopped() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.kill(pid, signal.SIGCONT)
+            return False
+        return True
+
+    try:
+        eventually(stopped)
+    finally:
+        os.close(gate)
+
+
+def client_app() -> Path:
+    from tests.e2e.harness import APP
+
+    return APP

@@ -1,0 +1,274 @@
+"""The committer: many intents in one commit, one culprit alone, what is transient waited out, closing."""
+# ruff: noqa: ARG005 - a job takes (step, input) whether or not it reads them
+
+import asyncio
+import shutil
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from durably import DatabaseUnavailableError, Durably, StepContext, define_job
+from durably.store.committer import Committer
+from durably.store.intents import Checkpoint, Claim, Completion, Intent
+from tests.support import AppMaker, add_worker, claim, eventually, hear, read, sql, types
+
+
+class Outages:
+    """What a committer tells of the database's absence."""
+
+    def __init__(self) -> None:
+        self.told: list[BaseException | None] = []
+        self.began = threading.Event()
+
+    def __call__(self, error: BaseException | None) -> None:
+        self.told.append(error)
+        self.began.set()
+
+
+@pytest.fixture
+def outages() -> Outages:
+    return Outages()
+
+
+@pytest.fixture
+def committer(app: Durably, outages: Outages) -> Iterator[Committer]:
+    """A committer of its own, not yet begun."""
+    made = Committer(app.database, longest_pause=0.05, on_outage=outages)
+    yield made
+    if made._thread.is_alive():
+        made.close(5)
+
+
+def hold(app: Durably, count: int) -> tuple[str, list[str]]:
+    """Have a worker without a process claim *count* runs."""
+    handle = app.register(define_job("job", lambda step, value: value))
+    handle.batch_trigger(range(count))
+    worker = add_worker(app)
+    return worker, [run.id for run in claim(app, worker, limit=count)]
+
+
+def checkpoint(run_id: str, name: str = "step", output: str = "1") -> Checkpoint:
+    return Checkpoint(run_id=run_id, generation=1, name=name, index=0, attempt=1, output=output, duration=0.0)
+
+
+def submit(committer: Committer, *intents: Intent) -> list[Future[Any]]:
+    futures: list[Future[Any]] = []
+    for intent in intents:
+        futures.append(Future())
+        committer.submit(intent, futures[-1])
+    return futures
+
+
+def test_what_waits_is_written_in_one_transaction(app: Durably, committer: Committer) -> None:
+    # contract 70, 149 (design D2)
+    worker, ids = hold(app, 50)
+    app.register(define_job("other", lambda step, value: value)).trigger()
+    next_claim = Claim(worker_id=worker, jobs=["other"], limit=5, isolate_after=2, company="beside")
+    futures = submit(
+        committer,
+        *(checkpoint(i) for i in ids),
+        *(Completion(run_id=i, generation=1, output="null") for i in ids),
+        next_claim,
+    )
+    with sqlite3.connect(str(app.database.dialect.safe_url).removeprefix("sqlite:///")) as watcher:
+        before = watcher.execute("PRAGMA data_version").fetchone()
+        committer.start()
+        answers = [future.result(10) for future in futures]
+        after = watcher.execute("PRAGMA data_version").fetchone()
+    watcher.close()
+    assert before != after
+    assert answers[:100] == [None] * 100
+    assert [run.job_name for run in answers[100]] == ["other"]
+    written = sql(app, "SELECT DISTINCT updated_at FROM durably_runs WHERE status = 'completed'")
+    assert len(written) <= 3  # one transaction takes a few milliseconds of the clock at most
+    assert {read(app, i).completed_step_count for i in ids} == {1}
+
+
+def test_of_a_batch_with_one_culprit_only_the_culprit_gets_the_error(app: Durably, committer: Committer) -> None:
+    # contract 184 (design D2)
+    _, ids = hold(app, 5)
+    intents = [checkpoint(i) for i in ids]
+    twice = checkpoint(ids[2], output="2")
+    twice.attempt = 2
+    unstorable = checkpoint(ids[3], name="unstorable")
+    unstorable.output = object()  # type: ignore[assignment]
+    futures = submit(committer, *intents, twice, unstorable)
+    committer.start()
+    assert [f.result(10) for f in futures[:5]] == [None] * 5
+    for culprit, word in ((futures[5], "UNIQUE"), (futures[6], "type")):
+        error = culprit.exception(10)
+        assert isinstance(error, DatabaseUnavailableError)
+        assert word in str(error)
+    assert {read(app, i).completed_step_count for i in ids} == {1}
+    assert [s.output for s in app.get_steps(ids[2])] == [1]
+    # And the next one is written as if nothing had been.
+    assert submit(committer, checkpoint(ids[3], name="next"))[0].result(10) is None
+
+
+def test_a_lock_held_by_a_stranger_is_waited_out(
+    app: Durably, committer: Committer, outages: Outages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # contract 155, 184
+    monkeypatch.setattr("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 50)
+    app.database.close()
+    _, ids = hold(app, 3)
+    stranger = sqlite3.connect(tmp_path / "durably.db", isolation_level=None)
+    stranger.execute("BEGIN IMMEDIATE")
+    committer.start()
+    futures = submit(committer, *(checkpoint(i) for i in ids))
+    assert outages.began.wait(10)
+    futures += submit(committer, *(checkpoint(i, name="second") for i in ids))
+    assert not any(future.done() for future in futures)
+    stranger.execute("COMMIT")
+    stranger.close()
+    assert [future.result(10) for future in futures] == [None] * 6
+    eventually(lambda: len(outages.told) == 2)
+    assert isinstance(outages.told[0], OperationalError)  # told once, however many attempts it took
+    assert outages.told[1] is None
+
+
+def test_closing_writes_what_was_handed_over(app: Durably, committer: Committer) -> None:
+    # contract 149
+    _, ids = hold(app, 20)
+    committer.start()
+    futures = submit(committer, *(checkpoint(i, name=f"step {n}") for n in range(50) for i in ids))
+    committer.close(20)
+    assert [future.result(0) for future in futures] == [None] * 1000
+    assert sql(app, "SELECT count(*) AS n FROM durably_steps")[0].n == 1000
+
+
+def test_closing_with_the_database_away_gives_up_in_time_and_answers_everybody(
+    app: Durably, committer: Committer, outages: Outages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # contract 155
+    monkeypatch.setattr("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 50)
+    app.database.close()
+    _, ids = hold(app, 2)
+    stranger = sqlite3.connect(tmp_path / "durably.db", isolation_level=None)
+    stranger.execute("BEGIN IMMEDIATE")
+    committer.start()
+    futures = submit(committer, *(checkpoint(i) for i in ids))
+    assert outages.began.wait(10)
+    committer.close(0.1)
+    for future in futures:
+        assert isinstance(future.exception(10), DatabaseUnavailableError)
+    stranger.execute("ROLLBACK")
+    stranger.close()
+    eventually(lambda: not committer._thread.is_alive())
+
+
+def test_waiters_may_be_futures_of_loops_futures_of_threads_functions_or_nobody(
+    app: Durably, committer: Committer
+) -> None:
+    # contract 8
+    _, ids = hold(app, 4)
+    committer.start()
+    told: list[Any] = []
+    committer.submit(checkpoint(ids[0]), lambda answer, error: told.append((answer, error)))
+    committer.submit(checkpoint(ids[1]))
+
+    async def ask() -> Any:
+        return await asyncio.gather(
+            committer.ask(checkpoint(ids[2])), asyncio.to_thread(committer.ask_blocking, checkpoint(ids[3]))
+        )
+
+    assert asyncio.run(ask()) == [None, None]
+    assert told == [(None, None)]
+    assert {read(app, i).completed_step_count for i in ids} == {1}
+
+
+def test_a_waiter_that_gave_up_harms_nobody(app: Durably, committer: Committer) -> None:
+    # contract 184
+    _, ids = hold(app, 2)
+
+    async def give_up() -> None:
+        abandoned = asyncio.ensure_future(committer.ask(checkpoint(ids[0])))
+        await asyncio.sleep(0)
+        abandoned.cancel()
+
+    asyncio.run(give_up())
+    (kept,) = submit(committer, checkpoint(ids[1]))
+    committer.start()
+    assert kept.result(10) is None
+    assert {read(app, i).completed_step_count for i in ids} == {1}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs, to fill it")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Write until the disk is full."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        size = 65536
+        while size:
+            try:
+                file.write(b"x" * size)
+            except OSError:
+                size //= 2
+    return filler
+
+
+def test_a_full_disk_is_told_once_and_loses_nothing(make_app: AppMaker, small_disk: Path) -> None:
+    # contract 155, 184
+    app = make_app(
+        migrated=False,
+        dialect_url=f"sqlite:///{small_disk / 'durably.db'}",
+        concurrency=4,
+        # So that no other part of the worker meets the full disk; that has tests of its own.
+        heartbeat_interval=60,
+        stale_threshold=120,
+    )
+    app.migrate()
+    go_on, waiting = threading.Event(), threading.Semaphore(0)
+
+    @app.job("job")
+    def job(step: StepContext, input: int) -> int:
+        first = step.run("first", lambda: "x" * 1000)
+        waiting.release()
+        go_on.wait(30)
+        step.log.info("between", n=input)
+        return len(first) + len(step.run("second", lambda: "y" * 100_000))
+
+    ids = [run.id for run in job.batch_trigger(range(8))]
+    heard = hear(app)
+    app.start()
+    try:
+        for _ in range(4):
+            assert waiting.acquire(timeout=10)
+        filler = fill(small_disk)
+        go_on.set()
+        errors = eventually(lambda: [e for e in heard if e.type == "worker:error"])
+        assert (errors[0].context, errors[0].severity) == ("database", "error")
+        assert "full" in errors[0].error or "disk" in errors[0].error
+        assert types(heard, "run:").count("run:complete") < 8
+        filler.unlink()
+        done = [app.wait_for_run(i, timeout=20) for i in ids]
+    finally:
+        go_on.set()
+    assert {run.output for run in done} == {101_000}
+    assert {(run.generation, run.interruptions) for run in done} == {(1, 0)}
+    assert {run.completed_step_count for run in done} == {2}
+    assert [len(app.get_logs(i)) for i in ids] == [1] * 8
+    assert types(heard).count("run:complete") == 8 or eventually(lambda: types(heard).count("run:complete") == 8)
+    database = [e.severity for e in heard if e.type == "worker:error" and e.context == "database"]
+    assert database == ["error", "info"]
+    assert sql(app, "PRAGMA integrity_check")[0][0] == "ok"

@@ -1,0 +1,408 @@
+"""The worker inside a process: start, stop, drain, release, slots, progress and logs, processing by hand."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from durably import AsyncStep, Durably, Progress, StepContext, UsageError, ValidationError, define_job
+from durably.store import workers
+from durably.store.committer import Committer
+from tests.support import AppMaker, Wrap, add_worker, eventually, hear, make_silent, read, sql, types
+
+
+def give_back(step: StepContext, input: Any) -> Any:
+    return input
+
+
+def states(app: Durably) -> list[str]:
+    return [worker.state for worker in app.database.read(workers.get_workers)]
+
+
+def test_start_and_stop_may_be_called_in_any_number_and_order(app: Durably) -> None:
+    # contract 153, 157
+    handle = app.register(define_job("job", give_back))
+    app.stop()
+    for _ in range(2):
+        app.start()
+        app.start()
+        assert states(app).count("alive") == 1
+        assert handle.trigger_and_wait(timeout=10).status == "completed"
+        app.stop()
+        app.stop()
+    assert states(app) == ["stopped", "stopped"]
+    run = handle.trigger()
+    assert read(app, run).status == "pending"
+
+
+def test_the_awaitable_twins_start_and_stop(app: Durably) -> None:
+    # contract 153
+    handle = app.register(define_job("job", give_back))
+
+    async def go() -> Any:
+        await app.astart()
+        try:
+            return await handle.atrigger_and_wait(3, timeout=10)
+        finally:
+            await app.astop()
+
+    assert asyncio.run(go()).output == 3
+    assert states(app) == ["stopped"]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_at_most_concurrency_runs_execute_at_once_and_freed_slots_are_refilled(make_app: AppMaker, kind: str) -> None:
+    # contract 154
+    app = make_app(concurrency=3, polling_interval=30)
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def enter() -> None:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+
+    def leave() -> None:
+        with lock:
+            now[0] -= 1
+
+    def sync(step: StepContext, input: int) -> None:
+        enter()
+        time.sleep(0.005)
+        leave()
+
+    async def asynchronous(step: AsyncStep, input: int) -> None:
+        enter()
+        await asyncio.sleep(0.005)
+        leave()
+
+    handle = app.register(define_job("job", sync if kind == "sync" else asynchronous))
+    runs = handle.batch_trigger(range(40))
+    app.start()
+    for run in runs:
+        app.wait_for_run(run.id, timeout=10)
+    assert most == [3]
+
+
+def test_stop_waits_for_held_runs_claims_no_more_and_beats_meanwhile(make_app: AppMaker) -> None:
+    # contract 54, 157
+    app = make_app(heartbeat_interval=0.05, stale_threshold=1)
+    go_on, begun = threading.Event(), threading.Event()
+
+    @app.job("job")
+    def job(step: StepContext, input: int) -> str:
+        begun.set()
+        go_on.wait(20)
+        return step.run("last", lambda: "done")
+
+    held, waiting = job.trigger(1), job.trigger(2)
+    heard = hear(app)
+    app.start()
+    assert begun.wait(10)
+    with ThreadPoolExecutor(2) as threads:
+        stops = [threads.submit(app.stop) for _ in range(2)]
+        already = types(heard).count("worker:heartbeat")
+        eventually(lambda: types(heard).count("worker:heartbeat") > already + 2)
+        assert not any(stop.done() for stop in stops)
+        go_on.set()
+        for stop in stops:
+            stop.result(10)
+    assert (read(app, held).status, read(app, held).output) == ("completed", "done")
+    assert (read(app, waiting).status, read(app, waiting).generation) == ("pending", 0)
+    assert types(heard)[-1] == "worker:stop"
+    assert (heard[-1].reason, heard[-1].released) == ("stopped", 0)
+
+
+def test_stop_with_a_timeout_hands_runs_back_at_their_next_step_boundary(make_app: AppMaker, either: Wrap) -> None:
+    # contract 37, 139, 158
+    app = make_app()
+    begun = threading.Event()
+    reasons: list[Any] = []
+
+    async def body(step: Any, _input: Any) -> Any:
+        def first() -> str:
+            begun.set()
+            reasons.append(step.cancelled.wait(20) and step.cancelled.reason)
+            return "kept"
+
+        kept = await step.run("first", first)
+        return [kept, await step.run("second", lambda: "second")]
+
+    run = app.register(define_job("job", either(body))).trigger()
+    heard = hear(app)
+    app.start()
+    assert begun.wait(10)
+    app.stop(timeout=0.1)
+    released = read(app, run)
+    assert reasons == ["released"]
+    assert (released.status, released.interruptions, released.generation) == ("pending", 0, 1)
+    assert released.worker_id is None
+    assert released.started_at is not None
+    assert [s.output for s in app.get_steps(run.id)] == ["kept"]
+    assert types(heard, "run:", "step:") == ["run:start", "step:start", "step:complete", "run:release"]
+    assert (heard[-1].type, heard[-1].released) == ("worker:stop", 1)
+    assert app.process_one()
+    assert read(app, run).output == ["kept", "second"]
+    assert read(app, run).attempt == 1
+
+
+def test_a_function_without_a_step_left_is_waited_for_and_completes(make_app: AppMaker) -> None:
+    # contract 158
+    app = make_app()
+    begun = threading.Event()
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> str:
+        begun.set()
+        step.cancelled.wait(20)
+        return "done"
+
+    run = job.trigger()
+    app.start()
+    assert begun.wait(10)
+    app.stop(timeout=0)
+    assert (read(app, run).status, read(app, run).output) == ("completed", "done")
+
+
+def test_stop_on_the_workers_own_loop_is_refused(app: Durably) -> None:
+    # contract 138, 153
+    @app.job("job")
+    async def job(step: AsyncStep, input: None) -> str:
+        with pytest.raises(UsageError, match="astop"):
+            app.stop()
+        return "refused"
+
+    app.start()
+    assert job.trigger_and_wait(timeout=10).output == "refused"
+
+
+def test_process_one_executes_one_and_says_whether_it_did(app: Durably) -> None:
+    # contract 159
+    handle = app.register(define_job("job", give_back))
+    first, second = handle.trigger(1), handle.trigger(2)
+    assert app.process_one() is True
+    assert (read(app, first).status, read(app, second).status) == ("completed", "pending")
+    assert asyncio.run(app.aprocess_one()) is True
+    assert app.process_one() is False
+    assert set(states(app)) == {"stopped"}
+
+
+def test_process_one_beats_meanwhile(make_app: AppMaker) -> None:
+    # contract 159
+    app = make_app(heartbeat_interval=0.05, stale_threshold=1)
+    heard = hear(app)
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> None:
+        eventually(lambda: types(heard).count("worker:heartbeat") > 2)
+
+    run = job.trigger()
+    app.process_one()
+    assert read(app, run).status == "completed"
+
+
+def test_process_until_idle_stops_at_max_runs_and_counts(app: Durably) -> None:
+    # contract 160
+    handle = app.register(define_job("job", give_back))
+    handle.batch_trigger(range(5))
+    assert app.process_until_idle(max_runs=0) == 0
+    assert app.process_until_idle(max_runs=2) == 2
+    assert asyncio.run(app.aprocess_until_idle()) == 3
+    assert app.process_until_idle() == 0
+    for bad in (-1, True):
+        with pytest.raises(ValidationError, match="max_runs"):
+            app.process_until_idle(max_runs=bad)
+
+
+def test_process_until_idle_executes_what_its_runs_trigger(app: Durably) -> None:
+    # contract 160
+    @app.job("job")
+    def job(step: StepContext, input: int) -> None:
+        if input:
+            job.trigger(input - 1)
+
+    job.trigger(4)
+    assert app.process_until_idle() == 5
+
+
+def test_processing_on_a_loop_is_refused_in_its_blocking_form(app: Durably) -> None:
+    # contract 138
+    async def go() -> None:
+        with pytest.raises(UsageError, match="twin"):
+            app.process_one()
+
+    asyncio.run(go())
+
+
+def test_an_idle_worker_claims_once_per_polling_interval(make_app: AppMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    # contract 156
+    app = make_app(polling_interval=0.1, heartbeat_interval=0.1, stale_threshold=5)
+    app.register(define_job("job", give_back))
+    asked: list[str] = []
+    submit = Committer.submit
+
+    def counting(committer: Committer, intent: Any, waiter: Any = None) -> None:
+        asked.append(type(intent).__name__)
+        submit(committer, intent, waiter)
+
+    monkeypatch.setattr(Committer, "submit", counting)
+    app.start()
+    began = time.monotonic()
+    eventually(lambda: asked.count("Claim") >= 8)
+    app.stop()
+    intervals = (time.monotonic() - began) / 0.1
+    assert asked.count("Claim") <= intervals + 2
+    assert asked.count("Beat") <= intervals + 2
+    assert set(asked) <= {"Claim", "Beat"}
+
+
+def test_the_last_progress_is_stored_readable_and_kept(app: Durably, either: Wrap) -> None:
+    # contract 148, 149, 150
+    seen: list[Any] = []
+
+    async def body(step: Any, _input: Any) -> Any:
+        step.progress(1, 10, "begun")
+        seen.append(eventually(lambda: read(app, step.run_id).progress) if either_is_sync(step) else None)
+        for n in range(2, 500):
+            step.progress(n, total=499)
+
+    def either_is_sync(step: Any) -> bool:
+        return not isinstance(step, AsyncStep)
+
+    run = app.register(define_job("job", either(body))).trigger()
+    app.process_one()
+    assert read(app, run).progress == Progress(current=499, total=499)
+    assert seen[0] in (None, Progress(current=1, total=10, message="begun"))
+
+
+def test_log_entries_are_stored_in_order_with_the_step_that_logged(app: Durably, either: Wrap) -> None:
+    # contract 149, 151, 180
+    async def body(step: Any, _input: Any) -> Any:
+        step.log.info("outside", n=1)
+        await step.run("inside", lambda: step.log.warning("within", list=[1]))
+        step.log.error("after")
+        step.log.debug("last")
+        for n in range(200):
+            step.log.info(str(n))
+
+    run = app.register(define_job("job", either(body))).trigger()
+    app.process_one()
+    entries = app.get_logs(run.id)
+    assert [(e.level, e.message, e.step_name, dict(e.data)) for e in entries[:4]] == [
+        ("info", "outside", None, {"n": 1}),
+        ("warning", "within", "inside", {"list": [1]}),
+        ("error", "after", None, {}),
+        ("debug", "last", None, {}),
+    ]
+    assert [e.message for e in entries[4:]] == [str(n) for n in range(200)]
+    assert {(e.run_id, e.attempt) for e in entries} == {(run.id, 1)}
+    assert all(e.created_at.tzinfo is not None for e in entries)
+
+
+def test_concurrent_steps_log_under_their_own_names(app: Durably) -> None:
+    # contract 151
+    @app.job("job")
+    async def job(step: AsyncStep, input: None) -> None:
+        async def one(name: str) -> None:
+            for _ in range(3):
+                await asyncio.sleep(0)
+                step.log.info(name)
+
+        await asyncio.gather(*(step.run(name, one, name) for name in "abc"))
+
+    run = job.trigger()
+    app.process_one()
+    entries = app.get_logs(run.id)
+    assert len(entries) == 9
+    assert all(entry.step_name == entry.message for entry in entries)
+
+
+class UnspeakableRepr:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_no_log_entry_and_no_progress_fails_a_job(app: Durably) -> None:
+    # contract 148, 152
+    @app.job("job")
+    def job(step: StepContext, input: None) -> str:
+        step.log.info("set", value={1}, nan=float("nan"), broken=UnspeakableRepr(), text="\ud800\0")
+        step.log.info("x" * 1_000_000)
+        step.log.info("large", **{f"k{n}": "y" * 10_000 for n in range(100)})
+        step.log.info(7)  # type: ignore[arg-type]
+        return "done"
+
+    run = job.trigger()
+    app.process_one()
+    assert read(app, run).status == "completed"
+    first, long, large, number = app.get_logs(run.id)
+    assert first.data["value"] == "{1}"
+    assert first.data["nan"] == "nan"
+    assert "UnspeakableRepr" in first.data["broken"] or "no repr" in first.data["broken"]
+    assert long.message.endswith("[cut from 1000000 characters]")
+    assert len(long.message) < 20_000
+    assert large.data["cut"] is True
+    assert number.message == "7"
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), object(), "half", {1}, "\ud800"], ids=lambda v: repr(v)[:20]
+)
+def test_progress_that_cannot_be_stored_fails_no_job_and_hides_no_run(app: Durably, value: Any) -> None:
+    # contract 148
+    @app.job("job")
+    def job(step: StepContext, input: None) -> str:
+        step.progress(value)
+        return step.run("step", lambda: "done")
+
+    run = job.trigger()
+    app.process_one()
+    assert (read(app, run).status, read(app, run).output) == ("completed", "done")
+
+
+def test_an_outage_is_told_once_and_ends_no_loop(
+    make_app: AppMaker, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # contract 155, 184
+    import sqlite3
+
+    monkeypatch.setattr("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 20)
+    app = make_app(heartbeat_interval=30, stale_threshold=60)
+    go_on = threading.Event()
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> str:
+        go_on.wait(20)
+        return step.run("step", lambda: "done")
+
+    run = job.trigger()
+    heard = hear(app, "worker:error")
+    app.start()
+    eventually(lambda: read(app, run).status == "running")
+    stranger = sqlite3.connect(tmp_path / "durably.db", isolation_level=None)
+    stranger.execute("BEGIN IMMEDIATE")
+    go_on.set()
+    eventually(lambda: heard)
+    time.sleep(0.3)
+    stranger.close()
+    done = app.wait_for_run(run.id, timeout=10)
+    assert (done.output, done.interruptions) == ("done", 0)
+    assert [(e.context, e.severity) for e in heard if e.context == "database"][:2] == [
+        ("database", "error"),
+        ("database", "info"),
+    ]
+    assert job.trigger_and_wait(timeout=10).status == "completed"
+
+
+def test_process_until_idle_recovers_the_runs_of_a_silent_worker(app: Durably) -> None:
+    # contract 160
+    handle = app.register(define_job("job", give_back))
+    run = handle.trigger()
+    lost = add_worker(app, "job")
+    sql(app, "UPDATE durably_runs SET status='running', worker_id=:w, generation=1", w=lost)
+    assert app.process_until_idle() == 0
+    make_silent(app, lost, 31)
+    assert app.process_until_idle() == 1
+    assert read(app, run).interruptions == 1
