@@ -39,7 +39,7 @@ class LocalWorker:
         self._settings = settings
         self._emitter = emitter
         self._doorbell = Doorbell()
-        self._keeper = Keeper(database, settings, emitter, self._doorbell)
+        self._keeper = Keeper(database, settings, emitter, self._doorbell, on_cancellation=self._check_held)
         self._keeping = threading.Thread(target=self._keeper.run, name="durably-keeper", daemon=True)
         self._working = threading.Thread(target=self._work, name="durably-worker", daemon=True)
         # Written by the worker's thread before `_began` is resolved, and at each new identity.
@@ -83,6 +83,12 @@ class LocalWorker:
     def cancelled_here(self, run_id: str) -> bool:
         """Fire the token of a run that this process has cancelled; tell whether the worker has told it already."""
         return self._worker is not None and self._worker.cancelled_here(run_id)
+
+    def _check_held(self) -> None:
+        """Have the worker find out which of its runs were cancelled. In the keeper's thread."""
+        if self._worker is not None and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended in this moment
+                self._loop.call_soon_threadsafe(self._worker.check_held)
 
     def _tell_worker(self, *, release: bool) -> None:
         if self._worker is not None and self._loop is not None and not self._ended.is_set():

@@ -43,6 +43,14 @@ def upgrade():
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index(
+        "durably_runs_cancelled",
+        "durably_runs",
+        ["completed_at"],
+        unique=False,
+        sqlite_where=sa.text("status = 'cancelled'"),
+        postgresql_where=sa.text("status = 'cancelled'"),
+    )
+    op.create_index(
         "durably_runs_ended",
         "durably_runs",
         ["completed_at", "id"],
@@ -203,6 +211,12 @@ def downgrade():
         table_name="durably_runs",
         sqlite_where=sa.text("status = 'running'"),
         postgresql_where=sa.text("status = 'running'"),
+    )
+    op.drop_index(
+        "durably_runs_cancelled",
+        table_name="durably_runs",
+        sqlite_where=sa.text("status = 'cancelled'"),
+        postgresql_where=sa.text("status = 'cancelled'"),
     )
     op.drop_index(
         "durably_runs_ended",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, Integer, String, Text, bindparam, insert, literal, select, update
 
 from durably.store import claims, workers
+from durably.store.fence import find_lost, judge, look_at
 from durably.store.intents import (
     Beat,
     BeatAnswer,
@@ -29,20 +30,13 @@ from durably.store.intents import (
 from durably.store.tables import has_status, logs, now, runs, steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import Connection, Insert, Table
 
-    from durably.errors import Reason
     from durably.store.claims import ClaimedRun
     from durably.store.intents import Verdict
 
-_look: Final = (
-    select(runs.c.id, runs.c.status, runs.c.generation)
-    .where(runs.c.id.in_(bindparam("ids", expanding=True)))
-    .order_by(runs.c.id)  # one order for all, so that no two batches wait for each other's rows
-    .with_for_update()
-)
 _mine: Final = runs.c.id == bindparam("run"), has_status("running"), runs.c.generation == bindparam("fence")
 _ended: Final = {"worker_id": None, "completed_at": now(), "updated_at": now()}
 _error: Final = {
@@ -184,21 +178,9 @@ def _find_refused(connection: Connection, group: Sequence[Fenced]) -> dict[int, 
 
     A run is in its intent's generation if nobody claimed it since, and completed only if the intent itself did it.
     """
-    found = _look_at(connection, {intent.run_id for intent in group})
+    found = look_at(connection, {intent.run_id for intent in group})
     status = "completed" if isinstance(group[0], Completion) else "running"
-    return {id(intent): _judge(found.get(intent.run_id), (status, intent.generation)) for intent in group}
-
-
-def _look_at(connection: Connection, run_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
-    rows = connection.execute(_look, {"ids": list(run_ids)})
-    return {run_id: (status, generation) for run_id, status, generation in rows}
-
-
-def _judge(found: tuple[str, int] | None, expected: tuple[str, int]) -> Verdict:
-    """Decide why a run is *found* (status, generation) other than its holder's write leaves it; None if it is not."""
-    if found == expected:
-        return None
-    return "cancelled" if found is not None and found[0] == "cancelled" else "lease_lost"
+    return {id(intent): judge(found.get(intent.run_id), (status, intent.generation)) for intent in group}
 
 
 def _write_beat(connection: Connection, beat: Beat) -> BeatAnswer:
@@ -209,12 +191,6 @@ def _write_beat(connection: Connection, beat: Beat) -> BeatAnswer:
         loop_lag=beat.loop_lag,
         oldest_step_age=beat.oldest_step_age,
     )
-    found = _look_at(connection, {run_id for run_id, _ in beat.held}) if beat.held else {}
-    lost: list[tuple[str, int, Reason]] = [
-        (run_id, generation, reason)
-        for run_id, generation in beat.held
-        if (reason := _judge(found.get(run_id), ("running", generation))) is not None
-    ]
     waits = accepted and claims.await_overdue_run(
         connection,
         worker_id=beat.worker_id,
@@ -222,7 +198,11 @@ def _write_beat(connection: Connection, beat: Beat) -> BeatAnswer:
         isolate_after=beat.isolate_after,
         patience=beat.patience,
     )
-    return BeatAnswer(accepted=accepted, lost=lost, run_waits_to_be_alone=waits)
+    return BeatAnswer(
+        accepted=accepted,
+        lost=find_lost(connection, beat.held) if beat.held else (),
+        run_waits_to_be_alone=waits,
+    )
 
 
 def _write_claims(connection: Connection, wanted: Sequence[Claim]) -> dict[int, list[ClaimedRun]]:

@@ -32,6 +32,13 @@ _newest_pending: Final = (
     select(runs.c.id, runs.c.pending_at)
     .where(has_status("pending"))
     .order_by(runs.c.created_at.desc(), runs.c.id.desc())
+    .limit(bindparam("limit"))
+)
+_newest_cancelled: Final = (
+    select(runs.c.id, runs.c.completed_at)
+    .where(has_status("cancelled"))
+    .order_by(runs.c.completed_at.desc())
+    .limit(bindparam("limit"))
 )
 
 
@@ -161,7 +168,12 @@ def is_any_active(connection: Connection) -> bool:
 
 def newest_pending(connection: Connection, limit: int) -> set[tuple[str, int]]:
     """Name the latest pending runs, at most *limit*: id, and when each last became pending."""
-    return {(row.id, row.pending_at) for row in connection.execute(_newest_pending.limit(limit))}
+    return {(row.id, row.pending_at) for row in connection.execute(_newest_pending, {"limit": limit})}
+
+
+def newest_cancelled(connection: Connection, limit: int) -> set[tuple[str, int]]:
+    """Name the runs that were cancelled last, at most *limit*: id, and when."""
+    return {(row.id, row.completed_at) for row in connection.execute(_newest_cancelled, {"limit": limit})}
 
 
 _cancel: Final = (

@@ -40,6 +40,8 @@ EXIT_LEASE_LOST: Final = 4
 
 DRAIN_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
 """From the supervisor to a worker: drain; release. Blocked while it forks, so that none is lost in between."""
+CHECK_SIGNAL: Final = signal.SIGURG
+"""From the supervisor to a worker: runs were cancelled, perhaps yours. Ignored by a process that does not know it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +194,7 @@ def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
             loop.add_signal_handler(number, stop)
             if number in _early_signals:
                 stop()
+        loop.add_signal_handler(CHECK_SIGNAL, worker.check_held)
         await worker.run()
         if worker.was_lost and worker.abandoned:
             # Their rows belong to others now; a while to clean up, then the exit ends them.
@@ -218,6 +221,9 @@ def _run_keeper(plan: Plan, app: Durably, outbox: Outbox) -> int:
     def orphaned() -> None:
         keeper.stop()
 
+    def tell_cancellation() -> None:
+        outbox.send_record({"type": "keeper:cancelled"})
+
     app.migrate()
     keeper = Keeper(
         app.database,
@@ -227,6 +233,7 @@ def _run_keeper(plan: Plan, app: Durably, outbox: Outbox) -> int:
         orders=plan.orders,
         supervisor_id=plan.supervisor_id,
         on_idle=tell_idle if plan.until_idle else None,
+        on_cancellation=tell_cancellation,
         on_tick=_life_signs(plan, outbox, app.settings.heartbeat_interval, orphaned),
     )
     keeper.upkeep.recover_stale(0.0, at_start=True)

@@ -26,6 +26,9 @@ class Listener(Protocol):
     def nothing_is_active(self) -> None:
         """Learn that no run is pending or running."""
 
+    def runs_were_cancelled(self) -> None:
+        """Learn that somebody has cancelled runs."""
+
     def worker_is_ready(self, child: Child) -> None:
         """Learn that a worker is about to claim."""
 
@@ -55,12 +58,8 @@ def _heed(child: Child, record: dict[str, Any], listener: Listener) -> None:
     match record.get("type"):
         case "beat":
             return
-        case "keeper:idle":
-            listener.nothing_is_active()
-            return
-        case "keeper:ready":
-            child.state = "ready"
-            listener.keeper_is_ready(record)
+        case str(note) if note.startswith("keeper:"):
+            _heed_keeper(child, record, listener)
             return
         case "boot:failed":
             child.failure = record["traceback"] or f"{record['error_type']}: {record['error']}"
@@ -78,6 +77,17 @@ def _heed(child: Child, record: dict[str, Any], listener: Listener) -> None:
             listener.was_recovered(str(record.get("lost_worker")))
     _look_for_gap(child, record, listener)
     listener.tell(record)
+
+
+def _heed_keeper(keeper: Child, record: dict[str, Any], listener: Listener) -> None:
+    match record["type"]:
+        case "keeper:ready":
+            keeper.state = "ready"
+            listener.keeper_is_ready(record)
+        case "keeper:idle":
+            listener.nothing_is_active()
+        case "keeper:cancelled":
+            listener.runs_were_cancelled()
 
 
 def _look_for_gap(child: Child, record: dict[str, Any], listener: Listener) -> None:

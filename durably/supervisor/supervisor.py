@@ -21,6 +21,7 @@ from durably.apps import load_app
 from durably.client import Durably, make_app
 from durably.emitter import Emitter
 from durably.settings import change_settings, load_settings
+from durably.supervisor.child import CHECK_SIGNAL
 from durably.supervisor.children import Child, Nursery, Slot
 from durably.supervisor.hearing import hear
 from durably.supervisor.respawn import Respawn
@@ -255,6 +256,11 @@ class Supervisor:
         """Drain, if that was asked for."""
         if self._stopping is None and self._has_begun:
             self._drain("idle", time.monotonic())
+
+    def runs_were_cancelled(self) -> None:
+        """Have each worker look whether it executes one of them; no row says who did."""
+        for child in self._workers():
+            child.send_signal(CHECK_SIGNAL)
 
     def worker_is_ready(self, child: Child) -> None:
         """Note that workers can begin; drain the predecessor of a successor."""

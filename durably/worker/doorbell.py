@@ -36,8 +36,9 @@ class Doorbell:
 
     def ring(self, times: int) -> None:
         """Wake up to *times* idle workers, 64 at most; never waits."""
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._writing, b"." * min(times, _MOST_RINGS))
+        if times:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._writing, b"." * min(times, _MOST_RINGS))
 
     def answer(self) -> bool:
         """Take one ring; False if another worker was quicker."""

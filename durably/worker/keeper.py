@@ -24,6 +24,8 @@ from durably.worker.upkeep import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sqlalchemy import Connection
+
     from durably.emitter import Emitter
     from durably.settings import Settings
     from durably.store.database import Database
@@ -38,7 +40,9 @@ _SECONDS_BETWEEN_LOOKS: Final = 0.004
 _FIRST_SECONDS_WHILE_NOBODY_IS_IDLE: Final = 0.01
 _MOST_SECONDS_WHILE_NOBODY_IS_IDLE: Final = 0.1
 _SECONDS_BETWEEN_IDLE_LOOKS: Final = 0.05
-_MOST_RINGS: Final = 64
+_MOST_NEWS: Final = 64
+# For runs that are pending still: few, because each ring costs a worker a look, and they may be of no worker's jobs.
+_RINGS_A_POLL: Final = 4
 
 
 class Orders(Protocol):
@@ -67,6 +71,7 @@ class Keeper:
         orders: The supervisor's; None without a supervisor.
         supervisor_id: The supervisor's.
         on_idle: Called when no run is pending or running; None if nobody wants to know.
+        on_cancellation: Called when somebody has cancelled runs, which workers here may be executing.
         on_tick: Called before each round, with the monotonic time: the sign of life.
     """
 
@@ -80,6 +85,7 @@ class Keeper:
         orders: Orders | None = None,
         supervisor_id: str | None = None,
         on_idle: Callable[[], None] | None = None,
+        on_cancellation: Callable[[], None] = lambda: None,
         on_tick: Callable[[float], None] = lambda _now: None,
     ) -> None:
         self.upkeep: Final = Upkeep(database, settings, emitter, self.report, supervisor_id)
@@ -89,6 +95,7 @@ class Keeper:
         self._doorbell = doorbell
         self._orders = orders
         self._on_idle = on_idle
+        self._on_cancellation = on_cancellation
         self._on_tick = on_tick
         self._stopped = threading.Event()
         self._stop_reading, self._stop_writing = os.pipe()
@@ -97,7 +104,10 @@ class Keeper:
         self._watch: Watch | None = None
         self._look_after = 0.0
         self._idle_look_after = 0.0
+        self._poll_after = 0.0
+        # Runs that the doorbell was rung for, and those whose cancellation was passed on: id and time.
         self._rung_for: set[tuple[str, int]] = set()
+        self._seen_cancelled: set[tuple[str, int]] | None = None
         self._undone: list[dict[str, Any]] = []
         self._failing: set[str] = set()
 
@@ -133,7 +143,7 @@ class Keeper:
         now = time.monotonic()
         watching = self._watch_if_possible(selector, now)
         pause = self._polling_interval if self._on_idle is None else _SECONDS_BETWEEN_IDLE_LOOKS
-        due = min(self.upkeep.next_due(), now + pause)
+        due = min(self.upkeep.next_due(), self._poll_after, now + pause)
         if not watching:
             due = min(due, self._look_after)
         ready = {key.fileobj for key, _ in selector.select(max(0.0, due - now))}
@@ -144,6 +154,7 @@ class Keeper:
         self.upkeep.round(now)
         if self._watch is not None and self._watch in ready:
             self._see_commit()
+        self._poll(now)
         self._look_for_idleness(now)
 
     def _look_for_idleness(self, now: float) -> None:
@@ -169,24 +180,37 @@ class Keeper:
         return wanted
 
     def _see_commit(self) -> None:
-        """Wake idle workers if what was committed is a run for them."""
+        """Find out what was committed, if it can be seen yet."""
         assert self._watch is not None
-        self._look_after = time.monotonic() + _SECONDS_BETWEEN_LOOKS
-        if self._doorbell.is_unanswered():
-            self._look_after = time.monotonic() + self._busy_pause.next()
-            return
-        self._busy_pause.reset()
+        is_anybody_idle = not self._doorbell.is_unanswered()
+        if is_anybody_idle:
+            self._busy_pause.reset()
+        pause = _SECONDS_BETWEEN_LOOKS if is_anybody_idle else self._busy_pause.next()
+        self._look_after = time.monotonic() + pause
         for seconds in _LOOKS:
             time.sleep(seconds)
             if self._watch.changed():
-                self._ring_for_new_runs()
+                self._look_for_news()
                 return
 
-    def _ring_for_new_runs(self) -> None:
-        pending = self._database.read(lambda connection: runs.newest_pending(connection, _MOST_RINGS))
+    def _poll(self, now: float) -> None:
+        """Look once per polling interval without a sign: workers count on it, and a ring may have been lost."""
+        if now < self._poll_after:
+            return
+        self._poll_after = now + self._polling_interval
+        self._look_for_news()
+        if not self._doorbell.is_unanswered():
+            self._doorbell.ring(min(len(self._rung_for), _RINGS_A_POLL))
+
+    def _look_for_news(self) -> None:
+        """Wake idle workers if new runs are pending, and let workers know of cancellations."""
+        pending, cancelled = self._database.read(_read_news)
         new, self._rung_for = pending - self._rung_for, pending
-        if new:
+        if not self._doorbell.is_unanswered():
             self._doorbell.ring(len(new))
+        known, self._seen_cancelled = self._seen_cancelled, cancelled
+        if known is not None and cancelled - known:
+            self._on_cancellation()
 
     def _carry_out_orders(self) -> None:
         """Recover what the supervisor's dead children held; an order that fails is kept for the next round."""
@@ -230,3 +254,8 @@ class Keeper:
             with contextlib.suppress(Exception):
                 self._watch.close()
             self._watch = None
+
+
+def _read_news(connection: Connection) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
+    """Read the newest pending and the newest cancelled runs."""
+    return runs.newest_pending(connection, _MOST_NEWS), runs.newest_cancelled(connection, _MOST_NEWS)

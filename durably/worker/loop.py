@@ -19,10 +19,12 @@ from durably.codec import read_json
 from durably.errors import DurablyError, LeaseLost, Released
 from durably.store import workers as worker_rows
 from durably.store.committer import Committer
+from durably.store.fence import find_lost
 from durably.store.intents import Beat, Completion, Failure, Fenced, Release
 from durably.worker.claiming import Claimer
 from durably.worker.execution import Execution
 from durably.worker.failure import type_name
+from durably.worker.held import Held
 from durably.worker.identity import new_worker
 from durably.worker.outcome import Ended, Executors, Outcome, Raised, Returned, call_job
 from durably.worker.pulse import Pulse
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["working", "draining", "releasing", "lost"]
 _CLOSING_SECONDS: Final = 5.0
+# A worker looks by itself all the same, but seldom: for a host whose keeper has died and cannot be replaced.
+_POLLS_LEFT_TO_THE_KEEPER: Final = 10
 
 
 class Worker:
@@ -100,9 +104,10 @@ class Worker:
         )
         self._mode: Mode = "working"
         self._reason = "stopped"
-        # Runs whose function has not returned, by id and generation: after a retry a run may be held twice.
-        # Changed on the loop; the pulse's thread and callers' threads read a copy.
-        self._held: dict[tuple[str, int], Execution] = {}
+        self._held: Final = Held()
+        # Whether somebody wants to know which runs are lost, and the task that finds out. On the loop.
+        self._is_check_wanted = False
+        self._checking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._executed = 0
         self._released = 0
@@ -181,8 +186,7 @@ class Worker:
             self._claimer.stop()
         if release and self._mode == "draining":
             self._mode = "releasing"
-            for execution in self._held.values():
-                execution.token.fire("released")
+            self._held.release()
         self._wake.set()
 
     def is_loop_thread(self) -> bool:
@@ -191,17 +195,31 @@ class Worker:
 
     def cancelled_here(self, run_id: str) -> bool:
         """Learn, in any thread, that this process has cancelled a run; tell whether that was told already."""
-        held = [execution for (held_id, _), execution in list(self._held.items()) if held_id == run_id]
-        told = [execution.cancelled_here() for execution in held]
-        return any(told)
+        return self._held.cancelled_here(run_id)
+
+    def check_held(self) -> None:
+        """Find out soon, without waiting for a heartbeat, which runs are no longer ours. On the loop."""
+        self._is_check_wanted = len(self._held) > 0
+        if self._is_check_wanted and (self._checking is None or self._checking.done()):
+            self._checking = self._loop.create_task(self._check_held())
+
+    async def _check_held(self) -> None:
+        while self._is_check_wanted:
+            self._is_check_wanted = False
+            held = self._held.keys()
+            with contextlib.suppress(DurablyError):  # the database is away: the next heartbeat tells
+                lost = await asyncio.to_thread(self._database.read, lambda c, held=held: find_lost(c, held))
+                self._held.lose(lost)
 
     async def _look_for_work(self) -> None:
-        """Claim at once, then every polling interval; the doorbell and free slots let the claimer claim in between."""
+        """Claim at once, then now and then; the doorbell and free slots let the claimer claim in between."""
+        # With a doorbell there is a keeper, which looks once per polling interval for all workers of the host.
+        pause = self._settings.polling_interval * (1 if self._doorbell is None else _POLLS_LEFT_TO_THE_KEEPER)
         while self._mode == "working":
             self._wake.clear()
             self._claimer.fill()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.polling_interval):
+                async with asyncio.timeout(pause):
                     await self._wake.wait()
 
     def _found_nothing(self) -> None:
@@ -225,7 +243,8 @@ class Worker:
     def _begin(self, run: ClaimedRun) -> None:
         job = self._registry.get(run.job_name)
         assert job is not None  # a claim names registered jobs, and jobs are never unregistered
-        execution = self._held[run.id, run.generation] = Execution(run, job, self)
+        execution = Execution(run, job, self)
+        self._held.add(execution)
         if self._mode == "releasing":
             execution.token.fire("released")
         task = self._loop.create_task(self._execute(execution))
@@ -257,7 +276,7 @@ class Worker:
         verdict: asyncio.Future[Any] = self._loop.create_future()
         if end is not None:
             self.committer.submit(end, verdict)
-        del self._held[run.id, run.generation]
+        self._held.remove(execution)
         self._executed += 1
         self._claimer.slot_freed()
         if end is not None:
@@ -297,7 +316,6 @@ class Worker:
     def describe_beat(self) -> Beat:
         """Put the worker's state into a heartbeat, and probe the loop for its lag. In the pulse's thread."""
         now = time.monotonic()
-        held = list(self._held)
         sent = self._probe_sent
         if sent is None:
             sent = self._probe_sent = now
@@ -305,10 +323,10 @@ class Worker:
         return Beat(
             worker_id=self.id,
             jobs=self._registry.names(),
-            held=held,
+            held=self._held.keys(),
             # A probe that has not arrived yet shows a loop that is stuck now.
             loop_lag=max(self._loop_lag, now - sent),
-            oldest_step_age=self._oldest_step_age(now),
+            oldest_step_age=self._held.oldest_step_age(now),
             isolate_after=self._settings.isolate_after,
             patience=self._settings.stale_threshold,
         )
@@ -317,10 +335,6 @@ class Worker:
         if self._probe_sent is not None:
             self._loop_lag = time.monotonic() - self._probe_sent
             self._probe_sent = None
-
-    def _oldest_step_age(self, now: float) -> float | None:
-        ages = (execution.oldest_step_age(now) for execution in list(self._held.values()))
-        return max((age for age in ages if age is not None), default=None)
 
     def heard(self, answer: BeatAnswer) -> None:
         """Take the answer to the loop, which owns what it changes. In the pulse's thread."""
@@ -331,15 +345,13 @@ class Worker:
         if not answer.accepted:
             self._lose_everything()
             return
-        for run_id, generation, reason in answer.lost:
-            if (execution := self._held.get((run_id, generation))) is not None:
-                execution.lose(reason)
+        self._held.lose(answer.lost)
         self._claimer.run_waits_to_be_alone(waits=answer.run_waits_to_be_alone)
         self.emitter.emit(
             events.WorkerHeartbeat(
                 running=len(self._held),
                 free=self._claimer.free,
-                oldest_step_age=self._oldest_step_age(time.monotonic()),
+                oldest_step_age=self._held.oldest_step_age(time.monotonic()),
                 loop_lag=self._loop_lag,
                 events_dropped=self._events_dropped(),
             )
@@ -348,8 +360,7 @@ class Worker:
     def _lose_everything(self) -> None:
         self._mode, self._reason = "lost", "lease-lost"
         self._claimer.stop()
-        for execution in list(self._held.values()):
-            execution.lose("lease_lost")
+        self._held.lose_all()
         self._wake.set()
 
     # --- ending ---------------------------------------------------------------------------------------------

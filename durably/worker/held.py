@@ -1,0 +1,63 @@
+"""The runs that a worker holds: those whose functions have not returned, whoever owns their rows by now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from durably.errors import Reason
+    from durably.worker.execution import Execution
+
+
+class Held:
+    """
+    Executions by run id and generation: after a retry a run may be held twice.
+
+    Changed on the worker's event loop only; the pulse's thread and callers' threads read copies.
+    """
+
+    def __init__(self) -> None:
+        self._executions: dict[tuple[str, int], Execution] = {}
+
+    def __len__(self) -> int:
+        return len(self._executions)
+
+    def keys(self) -> list[tuple[str, int]]:
+        """List run ids and generations."""
+        return list(self._executions)
+
+    def add(self, execution: Execution) -> None:
+        """Hold a run that was just claimed."""
+        self._executions[execution.run.id, execution.run.generation] = execution
+
+    def remove(self, execution: Execution) -> None:
+        """Let go of a run whose function has returned."""
+        del self._executions[execution.run.id, execution.run.generation]
+
+    def lose(self, lost: Iterable[tuple[str, int, Reason]]) -> None:
+        """Let executions know why their runs are no longer theirs; those that have ended need not know."""
+        for run_id, generation, reason in lost:
+            if (execution := self._executions.get((run_id, generation))) is not None:
+                execution.lose(reason)
+
+    def lose_all(self) -> None:
+        """Let every execution know that its lease is lost."""
+        self.lose([(run_id, generation, "lease_lost") for run_id, generation in self.keys()])
+
+    def release(self) -> None:
+        """Let every execution know that it is to end at its next step boundary."""
+        for execution in list(self._executions.values()):
+            execution.token.fire("released")
+
+    def cancelled_here(self, run_id: str) -> bool:
+        """Learn, in any thread, that this process has cancelled a run; tell whether that was told already."""
+        held = [execution for (held_id, _), execution in list(self._executions.items()) if held_id == run_id]
+        told = [execution.cancelled_here() for execution in held]
+        return any(told)
+
+    def oldest_step_age(self, now: float) -> float | None:
+        """Tell how long the longest step in flight has been running, in seconds; None without one."""
+        ages = (execution.oldest_step_age(now) for execution in list(self._executions.values()))
+        return max((age for age in ages if age is not None), default=None)
