@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import threading
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from durably import events
+from durably.codec import Unfit
 from durably.emitter import Emitter
 from durably.errors import UsageError, ValidationError
 from durably.handle import JobHandle, check_labels
+from durably.inprocess import InProcessWorkers
 from durably.jobs import Job, Registry, define_job
-from durably.local import LocalWorker
 from durably.model import STATUSES
 from durably.settings import load_settings, parse_duration
-from durably.store import runs
+from durably.store import runs, triggers
 from durably.store.database import Database
 from durably.store.tables import to_microseconds
 from durably.twins import twin
 from durably.waiting import Wait
-from durably.worker.loop import Worker
-from durably.worker.serve import serve
 from durably.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -33,7 +29,6 @@ if TYPE_CHECKING:
     from durably.emitter import Handler, OnError
     from durably.model import LogEntry, Progress, Run, Status, Step
     from durably.settings import Settings
-    from durably.worker.outcome import Executors
 
 
 class Options(TypedDict, total=False):
@@ -77,12 +72,7 @@ class Durably:
         self.registry: Final = Registry()
         self.emitter: Final = Emitter(on_error=on_error)
         self._handles: Final[dict[str, JobHandle]] = {}
-        self._lock = threading.Lock()
-        # Both under the lock; a forked child counts as not started.
-        self._local: LocalWorker | Worker | None = None
-        self._pid = os.getpid()
-        # Workers that `process_one` and `process_until_idle` run, by process id. Replaced whole under the lock.
-        self._processing: tuple[tuple[int, list[Worker]], ...] = ()
+        self.in_process: Final = InProcessWorkers(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For a spawned worker: settings and jobs cross; handlers, threads and connections are this process's.
@@ -98,10 +88,6 @@ class Durably:
         """
         self.settings = settings
         self.database = Database(settings)
-
-    def executes_in(self, worker: Worker) -> None:
-        """Learn that this process is a worker's, whose runs `cancel` reaches at once, and whose loop must not wait."""
-        self._local, self._pid = worker, os.getpid()
 
     def __repr__(self) -> str:
         return f"<Durably {self.database.dialect.safe_url}>"
@@ -146,8 +132,7 @@ class Durably:
             SchemaTooNewError: A newer durably has migrated it; nothing was written.
             DatabaseUnavailableError: It cannot be opened or made.
         """
-        with self._lock:
-            self.database.migrate()
+        self.database.migrate()
 
     def start(self) -> None:
         """
@@ -156,13 +141,7 @@ class Durably:
         Raises:
             SchemaOutdatedError, SchemaTooNewError: Run `migrate` first; nothing is migrated by itself.
         """
-        with self._lock:
-            if self._started() is not None:
-                return
-            self.database.read(lambda _connection: None)
-            local = LocalWorker(self.database, self.registry, self.settings, self.emitter)
-            local.start()
-            self._local, self._pid = local, os.getpid()
+        self.in_process.start()
 
     def stop(self, timeout: float | None = None) -> None:
         """
@@ -172,18 +151,7 @@ class Durably:
             timeout: Seconds after which held runs are handed back at their next step boundary; None waits for
                 their end.
         """
-        local = self._started()
-        if not isinstance(local, LocalWorker):
-            return
-        if local.is_loop_thread():
-            raise UsageError("stop() would wait for itself on the worker's event loop; use `await astop()`")
-        local.stop(timeout)
-        with self._lock:
-            if self._local is local:
-                self._local = None
-
-    def _started(self) -> LocalWorker | Worker | None:
-        return self._local if self._pid == os.getpid() else None
+        self.in_process.stop(timeout)
 
     def process_one(self) -> bool:
         """
@@ -192,7 +160,7 @@ class Durably:
         Returns:
             Whether there was one.
         """
-        return self._process(most_runs=1) > 0
+        return self.in_process.process(most_runs=1) > 0
 
     def process_until_idle(self, max_runs: int | None = None) -> int:
         """
@@ -207,39 +175,7 @@ class Durably:
         if max_runs is not None and (isinstance(max_runs, bool) or max_runs < 0):
             raise ValidationError("max_runs", f"{max_runs!r} is no integer from 0")
         Upkeep(self.database, self.settings, self.emitter, lambda _part, _error: None).recover_stale(0.0, at_start=True)
-        return self._process(most_runs=max_runs)
-
-    def _process(self, most_runs: int | None) -> int:
-        if _is_on_a_loop():
-            raise UsageError("this thread runs an event loop, which would stand still; use the awaitable twin")
-
-        def make(threads: Executors) -> Worker:
-            return Worker(
-                self.database,
-                self.registry,
-                self.settings,
-                self.emitter,
-                threads,
-                most_runs=most_runs,
-                until_idle=True,
-            )
-
-        mine: tuple[int, list[Worker]] = (os.getpid(), [])
-        with self._lock:
-            self._processing = (*self._processing, mine)
-        try:
-            return asyncio.run(serve(make, self.settings, mine[1].append))
-        finally:
-            with self._lock:
-                self._processing = tuple(entry for entry in self._processing if entry is not mine)
-
-    def _executing(self) -> list[LocalWorker | Worker]:
-        """List the workers that this process runs for this instance now."""
-        started = self._started()
-        processing: list[LocalWorker | Worker] = [
-            w for pid, workers in self._processing if pid == os.getpid() for w in workers
-        ]
-        return processing if started is None else [started, *processing]
+        return self.in_process.process(most_runs=max_runs)
 
     # --- events ---------------------------------------------------------------------------------------------
 
@@ -345,9 +281,7 @@ class Durably:
             ConflictError: It has ended; `status` says how.
         """
         run, previous = self.database.write(lambda connection: runs.cancel(connection, run_id))
-        # One that has learned of it between the commit and now has told it.
-        told = [worker.cancelled_here(run_id) for worker in self._executing()]
-        if not any(told):
+        if not self.in_process.cancelled_here(run_id):
             self.emitter.emit(events.RunCancel(**_facts(run), previous_status=previous, origin="caller"))
         return run
 
@@ -362,6 +296,43 @@ class Durably:
         run, previous = self.database.write(lambda connection: runs.retry(connection, run_id))
         self.emitter.emit(events.RunRetry(**_facts(run), previous_status=previous, attempt=run.attempt))
         return run
+
+    def retrigger(self, run_id: str) -> Run:
+        """
+        Create a new run with the job, input, labels and concurrency key of one that has ended, which stays as it is.
+
+        Returns:
+            The new run, pending, without an idempotency key and without any step.
+
+        Raises:
+            NotFoundError: There is no such run.
+            ConflictError: It is pending or running; `status` says which.
+            ValidationError: Its job is registered here, and its input does not fit the job's type any more.
+        """
+        original = self.database.read(lambda connection: triggers.read_original(connection, run_id))
+        self._check_input_of(run_id, original)
+        run = self.database.write(lambda connection: triggers.retrigger(connection, run_id))
+        self.emitter.emit(
+            events.RunTrigger(
+                **_facts(run),
+                input=run.input,
+                concurrency_key=run.concurrency_key,
+                idempotency_key=None,
+                retriggered_from=run_id,
+            )
+        )
+        return run
+
+    def _check_input_of(self, run_id: str, original: triggers.NewRun) -> None:
+        if (job := self.registry.get(original.job_name)) is None:
+            return
+        try:
+            job.input.decode(original.input)
+        except Unfit as error:
+            raise ValidationError(
+                "input" + error.path.removeprefix("$"),
+                f"the input of run {run_id} does not fit the type of job {job.name!r} any more: {error.message}",
+            ) from error
 
     def delete_run(self, run_id: str) -> None:
         """
@@ -433,9 +404,10 @@ class Durably:
             WaitTimeoutError: It goes on.
             UsageError: Called on the thread of a worker's event loop, which would stand still.
         """
-        local = self._started()
-        if _is_on_a_loop() and (local is None or local.is_loop_thread()):
-            raise UsageError("this thread runs an event loop, which would stand still; use `await await_run(...)`")
+        if self.in_process.must_not_block():
+            raise UsageError(
+                "this is the thread of a worker's event loop, which would stand still; use `await await_run(...)`"
+            )
         return self._wait(run_id, timeout, on_progress, on_log).block()
 
     async def await_run(
@@ -478,6 +450,7 @@ class Durably:
     aget_logs = twin(get_logs)
     acancel = twin(cancel)
     aretry = twin(retry)
+    aretrigger = twin(retrigger)
     adelete_run = twin(delete_run)
     apurge_runs = twin(purge_runs)
 
@@ -508,11 +481,3 @@ def _as_tuple(one_or_many: Any) -> tuple[Any, ...]:
     if one_or_many is None:
         return ()
     return (one_or_many,) if isinstance(one_or_many, str) else tuple(one_or_many)
-
-
-def _is_on_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -23,7 +23,7 @@ from durably.cli.output import printable
 from durably.cli.timeline import bar
 from durably.errors import ValidationError
 from durably.model import Step
-from tests.support import eventually
+from tests.support import eventually, sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,7 +73,10 @@ def hold(step, path: str):
     return n
 """
 ADA = '{"name": "Ada", "age": 36}'
-COMMANDS = ("supervise", "migrate", "trigger", "runs", "show", "retry", "cancel", "workers")
+COMMANDS = (
+    "supervise", "migrate", "trigger", "wait", "runs", "show", "logs", "retry", "retrigger", "cancel", "delete",
+    "purge", "workers",
+)  # fmt: skip
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 ID = re.compile(r"[0-9A-Z]{26}")
 DURABLY = [sys.executable, "-m", "durably.cli.main"]
@@ -690,7 +693,7 @@ def test_show_shows_a_run_that_waits(run: Callable[..., Done], three_runs: list[
     assert "output" not in out
 
 
-@pytest.mark.parametrize("name", ["show", "retry", "cancel"])
+@pytest.mark.parametrize("name", ["show", "logs", "wait", "retry", "retrigger", "cancel", "delete"])
 def test_a_run_that_is_not_there_is_exit_code_1(run: Callable[..., Done], folder: Path, name: str) -> None:
     done = run(name, "01JNG30F5M7C1E9R6XZ4Q7TN2A")
     assert (done.code, done.out, done.err) == (1, "", "durably: there is no run '01JNG30F5M7C1E9R6XZ4Q7TN2A'\n")
@@ -707,7 +710,48 @@ def test_the_end_of_an_id_must_tell_the_run_apart(
     assert re.fullmatch("durably: run: '' ends the ids of 3 runs, .*\n", done.err)
 
 
-# --- retry, cancel ------------------------------------------------------------------------------------------
+# --- logs, wait ---------------------------------------------------------------------------------------------
+
+
+def test_logs_are_printed_in_their_order(run: Callable[..., Done], three_runs: list[str]) -> None:
+    done = run("logs", three_runs[0])
+    assert re.fullmatch(r'\d\d:\d\d:\d\d\.\d{3} info +greeted \{"name":"Ada"\}\n', done.out)
+    entry = run("logs", three_runs[0], "--json").data
+    assert (entry["level"], entry["message"], entry["data"]) == ("info", "greeted", {"name": "Ada"})
+    assert run("logs", three_runs[2], "--json").out == ""
+
+
+def test_logs_are_followed_until_the_run_ends(busy: Path, run: Callable[..., Done]) -> None:
+    gate = busy / "follow"
+    run_id = run("trigger", "hold", "--input", json.dumps(str(gate))).out.strip()
+    with started("logs", run_id, "--follow", cwd=busy) as following:
+        assert following.stdout is not None
+        assert "held" in following.stdout.readline()
+        assert following.poll() is None
+        gate.touch()
+        assert following.wait(30) == 0
+        assert following.stdout.read() == ""
+
+
+def test_wait_prints_the_output_of_a_run_that_somebody_triggered(run: Callable[..., Done], busy: Path) -> None:
+    run_id = run("trigger", "greet", "--input", ADA).out.strip()
+    done = run("wait", run_id, "--timeout", "30")
+    assert (done.code, done.out) == (0, "Hello Ada\n")
+    assert run("wait", run_id, "--json").data["status"] == "completed"
+
+
+def test_wait_ends_with_1_when_the_run_failed_or_takes_too_long(run: Callable[..., Done], busy: Path) -> None:
+    failed = run("trigger", "break").out.strip()
+    done = run("wait", failed)
+    assert (done.code, done.out) == (1, "")
+    assert f"run {failed} of job 'break' failed" in done.err
+    held = run("trigger", "hold", "--input", json.dumps(str(busy / "late"))).out.strip()
+    assert run("wait", held, "--timeout", "0").code == 1
+    (busy / "late").touch()
+    assert run("wait", held).code == 0
+
+
+# --- retry, retrigger, cancel, delete, purge ------------------------------------------------------------------
 
 
 def test_retry_puts_a_failed_run_back(run: Callable[..., Done], three_runs: list[str]) -> None:
@@ -730,6 +774,52 @@ def test_cancel_cancels_a_pending_run_once(run: Callable[..., Done], three_runs:
     done = run("cancel", three_runs[2])
     assert (done.code, done.out) == (1, "")
     assert "is cancelled; only a pending or running run" in done.err
+
+
+def test_retrigger_prints_the_id_of_the_new_run(run: Callable[..., Done], three_runs: list[str]) -> None:
+    done = run("retrigger", three_runs[0])
+    assert ID.fullmatch(done.out.strip())
+    assert done.out.strip() not in three_runs
+    created = run("show", done.out.strip(), "--json").data
+    assert (created["status"], created["labels"], created["steps"]) == ("pending", {"tenant": "acme"}, [])
+    assert run("retrigger", three_runs[1], "--json").data["job_name"] == "break"
+
+
+def test_a_pending_run_is_not_triggered_again(run: Callable[..., Done], three_runs: list[str]) -> None:
+    done = run("retrigger", three_runs[2])
+    assert (done.code, done.out) == (1, "")
+    assert f"run {three_runs[2]} is pending; " in done.err
+
+
+def test_delete_removes_an_ended_run_alone(run: Callable[..., Done], three_runs: list[str]) -> None:
+    assert run("delete", three_runs[1]).out == f"{three_runs[1]} is deleted\n"
+    assert run("show", three_runs[1]).code == 1
+    done = run("delete", three_runs[2])
+    assert (done.code, done.out) == (1, "")
+    assert "cancel it before deleting it" in done.err
+
+
+def test_purge_deletes_what_ended_so_long_ago(run: Callable[..., Done], three_runs: list[str]) -> None:
+    assert run("purge", "--older-than", "1h").out == "0 runs deleted\n"
+    with application(None) as app:
+        sql(app, "UPDATE durably_runs SET completed_at = completed_at - 7200000000 WHERE completed_at IS NOT NULL")
+    assert run("purge", "--older-than", "1h", "--limit", "1").out == "1 run deleted\n"
+    assert run("purge", "--older-than", "1h", "--json").data == {"purged": 1}
+    assert [found["id"] for found in run("runs", "--json").data] == three_runs[2:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [(("--older-than", "long"), "older_than"), ((), "--older-than"), (("--older-than", "1h", "--limit", "0"), "limit")],
+)
+def test_what_is_wrong_with_a_purge_is_one_line(
+    run: Callable[..., Done], three_runs: list[str], arguments: tuple[str, ...], names: str
+) -> None:
+    done = run("purge", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert names in done.err
+    assert done.err.count("\n") == 1
+    assert len(run("runs", "--json").data) == 3
 
 
 def test_an_attempt_after_a_retry_shows_in_the_timeline(run: Callable[..., Done], three_runs: list[str]) -> None:

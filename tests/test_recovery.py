@@ -587,7 +587,7 @@ def test_a_worker_cut_off_from_the_database_starts_no_step_until_a_heartbeat_is_
     assert begun.wait(10)
     stranger = sqlite3.connect(tmp_path / "durably.db", isolation_level=None)
     stranger.execute("BEGIN IMMEDIATE")
-    worker: Any = app._local
+    worker: Any = app.in_process._started
     eventually(lambda: worker._worker.is_cut_off)
     go_on.set()
     with pytest.raises(BaseException, match="still"):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from durably.cli import migrate, runs, show, supervise, trigger, workers
+from durably.cli import changes, logs, migrate, purge, runs, show, supervise, trigger, wait, workers
 from durably.cli.help import Command, Group
 from durably.cli.options import flag
 from durably.cli.output import EXIT_CLOSED_PIPE, close_stdout, first_line, printable, say
@@ -25,14 +25,22 @@ _EPILOG: Final = """Examples
 """
 
 cli = typer.Typer(cls=Group, rich_markup_mode="rich")
-cli.command(cls=Command, epilog=supervise.EPILOG)(supervise.supervise)
-cli.command(cls=Command, epilog=migrate.EPILOG)(migrate.migrate)
-cli.command(cls=Command, epilog=trigger.EPILOG)(trigger.trigger)
-cli.command(cls=Command, epilog=runs.RUNS_EPILOG)(runs.runs)
-cli.command(cls=Command, epilog=show.EPILOG)(show.show)
-cli.command(cls=Command, epilog=runs.RETRY_EPILOG)(runs.retry)
-cli.command(cls=Command, epilog=runs.CANCEL_EPILOG)(runs.cancel)
-cli.command(cls=Command, epilog=workers.EPILOG)(workers.workers)
+for _command, _command_epilog in (
+    (supervise.supervise, supervise.EPILOG),
+    (migrate.migrate, migrate.EPILOG),
+    (trigger.trigger, trigger.EPILOG),
+    (wait.wait, wait.EPILOG),
+    (runs.runs, runs.EPILOG),
+    (show.show, show.EPILOG),
+    (logs.logs, logs.EPILOG),
+    (changes.retry, changes.RETRY_EPILOG),
+    (changes.retrigger, changes.RETRIGGER_EPILOG),
+    (changes.cancel, changes.CANCEL_EPILOG),
+    (changes.delete, changes.DELETE_EPILOG),
+    (purge.purge, purge.EPILOG),
+    (workers.workers, workers.EPILOG),
+):
+    cli.command(cls=Command, epilog=_command_epilog)(_command)
 
 
 @dataclass

@@ -46,6 +46,15 @@ LabelsOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="NAME=VALUE", show_default=False, help="May be given several times."),
 ]
+TimeoutOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--timeout",
+        metavar="DURATION",
+        show_default=False,
+        help='Wait no longer: seconds, or such as "5m". The run goes on.',
+    ),
+]
 RunArgument: TypeAlias = Annotated[
     str,
     typer.Argument(metavar="RUN", show_default=False, help="A run's id, or the end of one that tells it apart."),

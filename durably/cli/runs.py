@@ -1,4 +1,4 @@
-"""`durably runs`, `retry` and `cancel`."""
+"""`durably runs`."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
@@ -10,7 +10,6 @@ from durably.cli.options import (
     DialectUrlOption,
     JsonOption,
     LabelsOption,
-    RunArgument,
     parse_labels,
 )
 from durably.model import STATUSES
@@ -21,22 +20,10 @@ if TYPE_CHECKING:
 
     from durably.model import Run, Status
 
-RUNS_EPILOG: Final = """Examples
+EPILOG: Final = """Examples
   durably runs --status failed --status cancelled
   durably runs --job import_users --label tenant=acme --limit 100
   durably runs --json | jq '.[].id'
-"""
-RETRY_EPILOG: Final = """The run resumes after its completed steps.
-
-Examples
-  durably retry 01JNG30F5M7C1E9R6XZ4Q7TN2A
-  durably retry 7TN2A
-"""
-CANCEL_EPILOG: Final = """A worker that executes the run stops at its next step boundary.
-
-Examples
-  durably cancel 01JNG30F5M7C1E9R6XZ4Q7TN2A
-  durably cancel 7TN2A
 """
 _MAX_PROGRESS: Final = 32
 _MAX_ERROR: Final = 100
@@ -90,43 +77,6 @@ def runs(
     emit_rich(_table(found, now))
     if len(found) == limit:
         say(f"there may be more: --before {found[-1].id}")
-
-
-def retry(
-    run: RunArgument,
-    *,
-    app: AppOption = None,
-    dialect_url: DialectUrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Put a failed or cancelled run back to pending, to be resumed."""
-    from durably.cli.application import database, find_run
-
-    with database(app, dialect_url) as durably:
-        _emit_changed(durably.retry(find_run(durably, run).id), as_json=as_json)
-
-
-def cancel(
-    run: RunArgument,
-    *,
-    app: AppOption = None,
-    dialect_url: DialectUrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Cancel a pending or running run."""
-    from durably.cli.application import database, find_run
-
-    with database(app, dialect_url) as durably:
-        _emit_changed(durably.cancel(find_run(durably, run).id), as_json=as_json)
-
-
-def _emit_changed(run: "Run", *, as_json: bool) -> None:
-    from durably.cli.output import emit_json, emit_rich, status_text, text
-
-    if as_json:
-        emit_json(run)
-    else:
-        emit_rich(text(f"{run.id} is ") + status_text(run.status) + text(f" (attempt {run.attempt})"))
 
 
 def read_time(connection: Any) -> datetime:

@@ -49,8 +49,8 @@ def show(
 
 
 def _parts(run: "Run", steps: "list[Step]", logs: "list[LogEntry]", now: datetime) -> "Iterator[RenderableType]":
-    from durably.cli.logs import log_line
     from durably.cli.output import text
+    from durably.cli.tail import log_line
     from durably.cli.timeline import timeline
 
     yield _fields(run, now)

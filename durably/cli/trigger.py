@@ -10,11 +10,12 @@ from durably.cli.options import (
     DialectUrlOption,
     JsonOption,
     LabelsOption,
+    TimeoutOption,
     flag,
     parse_labels,
     parse_timeout,
 )
-from durably.errors import NotFoundError, RunCancelledError, RunFailedError, ValidationError
+from durably.errors import ValidationError
 
 if TYPE_CHECKING:
     from durably.client import Durably
@@ -58,14 +59,7 @@ def trigger(
     ] = None,
     label: LabelsOption = None,
     wait: Annotated[bool, flag("--wait", "Wait for the run's end; progress and log entries go to stderr.")] = False,
-    timeout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DURATION",
-            show_default=False,
-            help='Wait no longer: seconds, or such as "5m". The run goes on.',
-        ),
-    ] = None,
+    timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Create a run of a job, which a worker executes."""
@@ -85,7 +79,10 @@ def trigger(
             labels=parse_labels(label),
         )
         if wait:
-            _wait(durably, run, seconds, as_json=as_json)
+            from durably.cli.watching import wait_and_print
+
+            _tell(run)
+            wait_and_print(durably, run, seconds, as_json=as_json)
         elif as_json:
             emit_json(run)
         else:
@@ -120,26 +117,3 @@ def _tell(run: "Run") -> None:
         say(f"run {run.id} has the idempotency key already; it is {run.status}")
     elif run.disposition == "coalesced":
         say(f"run {run.id} stands for this one too; it is {run.status}")
-
-
-def _wait(durably: "Durably", run: "Run", timeout: float | None, *, as_json: bool) -> None:
-    from durably.cli.output import emit_json, emit_value, say
-    from durably.cli.watching import watch
-
-    _tell(run)
-    try:
-        watch(durably, run, timeout)
-    except KeyboardInterrupt:
-        say(f"run {run.id} goes on")
-        raise
-    except (RunFailedError, RunCancelledError) as error:
-        if as_json:
-            emit_json(error.run)
-        raise
-    ended = durably.get_run(run.id)  # the output as stored, not as its type
-    if ended is None:
-        raise NotFoundError(f"run {run.id} was deleted as it ended")
-    if as_json:
-        emit_json(ended)
-    else:
-        emit_value(ended.output)

@@ -8,16 +8,47 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from durably.cli.logs import log_line
-from durably.cli.output import console_for, printable, say
+from durably.cli.output import console_for, emit_json, emit_value, printable, say
 from durably.cli.runs import duration_seconds, spell_number, spell_seconds
+from durably.cli.tail import Tail, log_line
+from durably.errors import NotFoundError, RunCancelledError, RunFailedError
 from durably.store.workers import get_workers
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
     from durably.client import Durably
-    from durably.model import LogEntry, Progress, Run
+    from durably.model import Progress, Run
+
+
+def wait_and_print(durably: Durably, run: Run, timeout: float | None, *, as_json: bool) -> None:
+    """
+    Wait for a run's end, and print its output; with *as_json* the run, however it ended.
+
+    Args:
+        run: As it was triggered or found.
+        timeout: Seconds; None waits for ever.
+
+    Raises:
+        RunFailedError, RunCancelledError, WaitTimeoutError: As of the wait.
+        NotFoundError: It was deleted meanwhile.
+    """
+    try:
+        watch(durably, run, timeout)
+    except KeyboardInterrupt:
+        say(f"run {run.id} goes on")
+        raise
+    except (RunFailedError, RunCancelledError) as error:
+        if as_json:
+            emit_json(error.run)
+        raise
+    ended = durably.get_run(run.id)  # the output as stored, not as its type
+    if ended is None:
+        raise NotFoundError(f"run {run.id} was deleted as it ended")
+    if as_json:
+        emit_json(ended)
+    else:
+        emit_value(ended.output)
 
 
 def watch(durably: Durably, run: Run, timeout: float | None) -> None:
@@ -25,7 +56,7 @@ def watch(durably: Durably, run: Run, timeout: float | None) -> None:
     Wait for a run's end; on a terminal with a spinner, or a bar once the run tells its total.
 
     Args:
-        run: As it was triggered.
+        run: As it was triggered or found.
         timeout: Seconds; None waits for ever.
 
     Raises:
@@ -37,10 +68,10 @@ def watch(durably: Durably, run: Run, timeout: float | None) -> None:
     with _Watching(durably, run) as watching:
         try:
             ended = durably.wait_for_run(
-                run.id, timeout=timeout, on_progress=watching.see_progress, on_log=watching.see_entry
+                run.id, timeout=timeout, on_progress=watching.see_progress, on_log=watching.show_log
             )
         finally:
-            watching.see_the_rest()
+            watching.show_log()
     say(f"completed in {spell_seconds(duration_seconds(ended, ended.updated_at))}")
 
 
@@ -53,16 +84,12 @@ class _Watching:
     What is shown while a run is waited for.
 
     Args:
-        durably: Reads the entries that were logged before the wait began.
+        durably: Reads the run's log.
         run: The run.
     """
 
     def __init__(self, durably: Durably, run: Run) -> None:
-        self._durably = durably
-        self._run_id = run.id
-        # Entries shown so far; after the first that the wait tells, it tells them all.
-        self._shown = 0
-        self._is_told_all = False
+        self._tail = Tail(durably, run.id)
         self._console = console_for(sys.stderr)
         self._bars = Bars(
             *_COLUMNS_WITHOUT_TOTAL,
@@ -76,7 +103,7 @@ class _Watching:
 
     def __enter__(self) -> Self:
         self._bars.start()
-        self._catch_up(self._durably.get_logs(self._run_id))
+        self.show_log()
         return self
 
     def __exit__(self, *_raised: object) -> None:
@@ -92,25 +119,9 @@ class _Watching:
             self._task, completed=progress.current, total=progress.total, description=message, refresh=True
         )
 
-    def see_entry(self, entry: LogEntry) -> None:
-        """Show a log entry; before the first, those that were logged as the wait began."""
-        if not self._is_told_all:
-            self._is_told_all = True
-            entries = self._durably.get_logs(self._run_id)
-            self._catch_up(entries[: entries.index(entry)] if entry in entries else [])
-        self._show([entry])
-
-    def see_the_rest(self) -> None:
-        """Show the entries of a run that had ended as the wait began."""
-        if not self._is_told_all:
-            self._catch_up(self._durably.get_logs(self._run_id))
-
-    def _catch_up(self, entries: list[LogEntry]) -> None:
-        self._show(entries[self._shown :])
-
-    def _show(self, entries: list[LogEntry]) -> None:
-        self._shown += len(entries)
-        for entry in entries:
+    def show_log(self, _entry: object = None) -> None:
+        """Show the log entries that are new."""
+        for entry in self._tail.read():
             self._console.print(log_line(entry), soft_wrap=True)
 
 

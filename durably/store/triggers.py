@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import bindparam, insert, literal_column, select
 
-from durably.store.rows import to_run
+from durably.errors import ConflictError, NotFoundError
+from durably.ids import new_id
+from durably.model import ACTIVE
+from durably.store.rows import to_labels, to_run
 from durably.store.tables import has_status, now, runs
 from durably.store.tables import labels as labels_table
 
@@ -58,6 +61,7 @@ _insert_run: Final = insert(runs).values(
     pending_at=now(),
     updated_at=now(),
 )
+_by_id: Final = select(runs).where(runs.c.id == bindparam("run_id"))
 _insert_label: Final = insert(labels_table)
 _by_idempotency_key: Final = select(runs).where(
     runs.c.job_name == bindparam("job_name"), runs.c.idempotency_key == bindparam("key")
@@ -96,6 +100,43 @@ def trigger(connection: Connection, wanted: Sequence[NewRun]) -> list[Run]:
     _insert(connection, fresh)
     found = _fetch(connection, [run_id for run_id, _ in answers])
     return [to_run(found[run_id], disposition=disposition) for run_id, disposition in answers]
+
+
+def read_original(connection: Connection, run_id: str) -> NewRun:
+    """
+    Read what an ended run was triggered with, for one like it.
+
+    Returns:
+        Its job, input, labels and concurrency key, under an id of its own; without an idempotency key.
+
+    Raises:
+        NotFoundError: There is none of that id.
+        ConflictError: It is pending or running; with its status.
+    """
+    row = connection.execute(_by_id, {"run_id": run_id}).first()
+    if row is None:
+        raise NotFoundError(f"there is no run {run_id!r}")
+    if row.status in ACTIVE:
+        raise ConflictError(
+            f"run {run_id} is {row.status}; only a run that has ended can be triggered again", status=row.status
+        )
+    return NewRun(
+        id=new_id(),
+        job_name=row.job_name,
+        input=row.input,
+        labels=to_labels(row.labels),
+        concurrency_key=row.concurrency_key,
+    )
+
+
+def retrigger(connection: Connection, run_id: str) -> Run:
+    """
+    Create a run like an ended one, in a write transaction.
+
+    Raises:
+        NotFoundError, ConflictError: As of `read_original`.
+    """
+    return trigger(connection, [read_original(connection, run_id)])[0]
 
 
 def _find_existing(connection: Connection, new: NewRun) -> tuple[Row[Any] | None, Disposition]:

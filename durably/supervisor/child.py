@@ -188,7 +188,7 @@ def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
             look_around=_life_signs(plan, outbox, app.settings.heartbeat_interval, orphaned),
             events_dropped=lambda: outbox.dropped,
         )
-        app.executes_in(worker)
+        app.in_process.executes(worker)
         for number in DRAIN_SIGNALS:
             stop = partial(worker.stop, release=number == signal.SIGUSR1, reason="drained")
             loop.add_signal_handler(number, stop)

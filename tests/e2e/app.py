@@ -44,6 +44,19 @@ def wait(step: StepContext, seconds: float) -> float:
     return seconds
 
 
+@durably.job("heed")
+def heed(step: StepContext, _: Any) -> None:
+    """Run a step that waits for the token, then one that must not run."""
+
+    def until_fired() -> None:
+        note(step.run_id, "heeding")
+        if step.cancelled.wait(60):
+            note(step.run_id, "fired")
+
+    step.run("heed", until_fired)
+    step.run("after", note, step.run_id, "after")
+
+
 @durably.job("stubborn")
 def stubborn(step: StepContext, seconds: float) -> None:
     """Run without a step boundary."""
