@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import os
 import signal
 import socket
@@ -11,13 +10,13 @@ import sys
 import traceback
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from durably.errors import DurablyError
 from durably.events import Process
 from durably.settings import change_settings
 from durably.supervisor.channel import Channel, Outbox
+from durably.supervisor.stacks import write_stacks_on_signal
 from durably.telemetry.stdlib import forward_standard_logging, forward_stdout
 from durably.worker.context import log_context
 from durably.worker.doorbell import Doorbell
@@ -120,16 +119,9 @@ def _forget_the_supervisor(plan: Plan) -> None:
     for number in (signal.SIGINT, *DRAIN_SIGNALS):
         signal.signal(number, lambda number, _frame: _early_signals.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, DRAIN_SIGNALS)
-    faulthandler.register(signal.SIGUSR2, file=_open_for_ever(plan.stacks), all_threads=True)
+    write_stacks_on_signal(plan.stacks)
 
 
-def _open_for_ever(path: str) -> Any:
-    """Open the file for stacks; faulthandler holds only its descriptor."""
-    _kept_open.append(Path(path).open("w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
-    return _kept_open[-1]
-
-
-_kept_open: list[Any] = []
 # Signals that came before the worker could heed them.
 _early_signals: list[int] = []
 

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 import signal
-import tempfile
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -17,6 +16,7 @@ from durably.ids import new_id
 from durably.store.pause import Pause
 from durably.supervisor.channel import Channel
 from durably.supervisor.child import DRAIN_SIGNALS, Plan, run_child
+from durably.supervisor.stacks import Stacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ class Child:
     handle: int
     channel: Channel
     orders: Channel | None
-    stacks: str
+    stacks: Stacks
     began_at: float
     heard_at: float
     state: State = "starting"
@@ -104,12 +104,6 @@ class Child:
             return True
         return False
 
-    def read_stacks(self) -> str:
-        """Read what it wrote when asked for its stacks."""
-        with contextlib.suppress(OSError), open(self.stacks, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a path as text
-            return file.read()
-        return ""
-
     def bury(self) -> tuple[int | None, str | None]:
         """
         Reap it through its own handle and free what belonged to it.
@@ -124,8 +118,7 @@ class Child:
         self.channel.close()
         if self.orders is not None:
             self.orders.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self.stacks)  # noqa: PTH108 - a path as text
+        self.stacks.close()
         return (code, None) if code >= 0 else (None, signal.Signals(-code).name)
 
 
@@ -182,8 +175,7 @@ class Nursery:
         child_id = new_id()
         channel = Channel(self._context)
         orders = Channel(self._context) if keeper else None
-        stacks_fd, stacks = tempfile.mkstemp(prefix="durably-stacks-")
-        os.close(stacks_fd)
+        stacks = Stacks()
         plan = Plan(
             load=self._load,
             overrides=self._overrides,
@@ -194,7 +186,7 @@ class Nursery:
             worker_id=None if keeper else child_id,
             supervisor_id=self._supervisor_id,
             supervisor_pid=os.getpid(),
-            stacks=stacks,
+            stacks=stacks.path,
             until_idle=self._until_idle,
         )
         process = self._context.Process(target=run_child, args=(plan,), name="keeper" if keeper else "worker")
@@ -203,6 +195,11 @@ class Nursery:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, DRAIN_SIGNALS)
         try:
             process.start()
+        except OSError:
+            for belonging in (channel, orders, stacks):
+                if belonging is not None:
+                    belonging.close()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         channel.keep_reading_end()

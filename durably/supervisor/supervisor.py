@@ -26,6 +26,7 @@ from durably.supervisor.children import Child, Nursery, Slot
 from durably.supervisor.hearing import hear
 from durably.supervisor.respawn import Respawn
 from durably.supervisor.signals import SignalPipe
+from durably.supervisor.stacks import STACKS_SIGNAL
 from durably.telemetry import LogRelay, ensure_log
 from durably.usable import usable_cores
 
@@ -365,7 +366,7 @@ class Supervisor:
                 child.state = "ready"
         elif child.state != "suspect":
             child.state = "suspect"
-            child.send_signal(signal.SIGUSR2)  # its stacks, whatever its interpreter is doing
+            child.send_signal(STACKS_SIGNAL)
             child.kill_at = None
             child.suspected_at = now
         elif now >= child.suspected_at + _STACKS_SECONDS:
@@ -373,7 +374,7 @@ class Supervisor:
                 "silent",
                 "error",
                 f"child {child.id} (pid {child.pid}) was silent for {silent_for:.1f} s and is killed; its stacks:\n"
-                + (child.read_stacks() or "it could not even write them"),
+                + (child.stacks.read() or "it could not even write them"),
             )
             child.suspected_at = float("inf")
             self._kill(child, "silent")
