@@ -280,7 +280,7 @@ class Durably:
             NotFoundError: There is no such run.
             ConflictError: It has ended; `status` says how.
         """
-        run, previous = self.database.write(lambda connection: runs.cancel(connection, run_id))
+        run, previous = self.database.write(lambda connection: runs.cancel(connection, run_id), rings=True)
         if not self.in_process.cancelled_here(run_id):
             self.emitter.emit(events.RunCancel(**_facts(run), previous_status=previous, origin="caller"))
         return run
@@ -293,7 +293,7 @@ class Durably:
             NotFoundError: There is no such run.
             ConflictError: It is pending, running or completed; `status` says which.
         """
-        run, previous = self.database.write(lambda connection: runs.retry(connection, run_id))
+        run, previous = self.database.write(lambda connection: runs.retry(connection, run_id), rings=True)
         self.emitter.emit(events.RunRetry(**_facts(run), previous_status=previous, attempt=run.attempt))
         return run
 
@@ -311,7 +311,7 @@ class Durably:
         """
         original = self.database.read(lambda connection: triggers.read_original(connection, run_id))
         self._check_input_of(run_id, original)
-        run = self.database.write(lambda connection: triggers.retrigger(connection, run_id))
+        run = self.database.write(lambda c: triggers.retrigger(c, run_id, self.database.dialect.lock), rings=True)
         self.emitter.emit(
             events.RunTrigger(
                 **_facts(run),
@@ -342,7 +342,7 @@ class Durably:
             NotFoundError: There is no such run.
             ConflictError: It is pending or running.
         """
-        run = self.database.write(lambda connection: runs.delete_run(connection, run_id))
+        run = self.database.write(lambda connection: runs.delete_run(connection, run_id), rings=True)
         self.emitter.emit(events.RunDelete(**_facts(run), reason="delete"))
 
     def purge_runs(self, older_than: float | str | timedelta | datetime, limit: int = 500) -> int:

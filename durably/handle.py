@@ -189,7 +189,8 @@ class JobHandle:
 
     def _write(self, checked: Sequence[tuple[triggers.NewRun, Encoded]]) -> list[Run]:
         wanted = [new for new, _ in checked]
-        created = self._durably.database.write(lambda connection: triggers.trigger(connection, wanted))
+        database = self._durably.database
+        created = database.write(lambda c: triggers.trigger(c, wanted, database.dialect.lock), rings=True)
         for run, (new, encoded) in zip(created, checked, strict=True):
             if run.disposition == "created":
                 self._durably.emitter.emit(

@@ -55,8 +55,9 @@ _step: Final = {
 
 
 def _insert_into(table: Table, values: Mapping[str, Any]) -> Insert:
-    """Insert one row of *values*, if the run is mine."""
-    return insert(table).from_select(list(values), select(*values.values()).where(*_mine), include_defaults=False)
+    """Insert one row of *values*, if the run is mine; where the database locks rows, it stays mine until the commit."""
+    mine = select(*values.values()).where(*_mine).with_for_update(key_share=True)
+    return insert(table).from_select(list(values), mine, include_defaults=False)
 
 
 def _of_run(intent: Fenced) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import and_, bindparam, exists, func, literal_column, or_, select, tuple_, update
 
+from durably.store.returning import ReturningUpdate
 from durably.store.rows import to_labels
 from durably.store.tables import has_status, now, runs, steps, workers
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Connection, Row, Select
-    from sqlalchemy.sql.dml import ReturningUpdate
 
 Company = Literal["beside", "alone", "isolated"]
 
@@ -86,7 +86,7 @@ def _key_is_free(job_count: int) -> ColumnElement[bool]:
 
 
 @lru_cache(maxsize=64)
-def _claim_of(job_count: int) -> ReturningUpdate[Any]:
+def _claim_of(job_count: int) -> ReturningUpdate:
     """Make the one claim statement, for a worker that knows so many jobs."""
     claimable = (
         select(_candidate.c.id)
@@ -101,10 +101,9 @@ def _claim_of(job_count: int) -> ReturningUpdate[Any]:
         .limit(bindparam("limit"))
         .with_for_update(skip_locked=True, of=_candidate)
     )
-    return (
+    take = (
         update(runs)
         .where(
-            runs.c.id.in_(claimable),
             has_status("pending"),
             exists().where(workers.c.id == bindparam("claimer"), workers.c.state == "alive"),
         )
@@ -116,21 +115,22 @@ def _claim_of(job_count: int) -> ReturningUpdate[Any]:
             started_at=func.coalesce(runs.c.started_at, now()),
             updated_at=now(),
         )
-        .returning(
-            runs.c.id,
-            runs.c.job_name,
-            runs.c.input,
-            runs.c.labels,
-            runs.c.attempt,
-            runs.c.generation,
-            runs.c.interruptions,
-            runs.c.created_at,
-            runs.c.pending_at,
-            runs.c.updated_at,
-        )
     )
+    return ReturningUpdate(claimable, take, _CLAIMED)
 
 
+_CLAIMED: Final = (
+    runs.c.id,
+    runs.c.job_name,
+    runs.c.input,
+    runs.c.labels,
+    runs.c.attempt,
+    runs.c.generation,
+    runs.c.interruptions,
+    runs.c.created_at,
+    runs.c.pending_at,
+    runs.c.updated_at,
+)
 _any: Final = 2**31 - 1
 
 
@@ -167,10 +167,10 @@ def claim(
     if company != "beside":
         lowest = isolate_after if company == "isolated" else 0
         first = {"limit": 1, "from_interruptions": lowest, "below_interruptions": _any}
-        rows.extend(connection.execute(statement, common | first))
+        rows.extend(statement.execute(connection, common | first))
     if company == "beside" or (rows and limit > 1 and rows[0].interruptions < isolate_after):
         more = {"limit": limit - len(rows), "from_interruptions": 0, "below_interruptions": isolate_after}
-        rows.extend(connection.execute(statement, common | more))
+        rows.extend(statement.execute(connection, common | more))
     rows.sort(key=lambda row: (row.created_at, row.id))
     stored = _stored_steps(connection, [row.id for row in rows if row.generation > 1])
     return [_to_claimed(row, stored.get(row.id, {})) for row in rows]

@@ -13,13 +13,16 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from sqlalchemy.exc import IntegrityError
 
 from durably.store.batch import write_batch
 from durably.store.claims import is_any_claimable
 from durably.store.database import unavailable
-from durably.store.intents import Claim
+from durably.store.intents import Claim, Completion, Failure, Release
 from durably.store.pause import Pause
 
 if TYPE_CHECKING:
@@ -38,6 +41,8 @@ _Order: TypeAlias = "tuple[Intent, Waiter]"
 # Enough to share one fsync among all runs of a busy worker; a bound on how long one transaction holds the others up.
 _LARGEST_BATCH: Final = 512
 _FIRST_PAUSE_SECONDS: Final = 0.01
+_SECONDS_BETWEEN_RINGS: Final = 0.01
+_OTHERS_WAIT_FOR: Final = (Completion, Failure, Release)
 
 
 class Committer:
@@ -60,6 +65,9 @@ class Committer:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="durably-committer", daemon=True)
         # Owned by the thread.
+        self._must_ring = database.dialect.capabilities.wakes == "ring"
+        self._rang_at = 0.0
+        self._ring_is_due = False
         self._connection: Connection | None = None
         self._is_out = False
 
@@ -100,9 +108,30 @@ class Committer:
         self._closing.set()
 
     def _run(self) -> None:
-        while (first := self._orders.get()) is not None:
+        while True:
+            try:
+                first = self._orders.get(timeout=_SECONDS_BETWEEN_RINGS if self._ring_is_due else None)
+            except queue.Empty:
+                self._ring()
+                continue
+            if first is None:
+                break
             self._commit([first], and_what_waits=True)
+            if self._ring_is_due and time.monotonic() >= self._rang_at + _SECONDS_BETWEEN_RINGS:
+                self._ring()
+        if self._ring_is_due:
+            self._ring()
         self._disconnect()
+
+    def _ring(self) -> None:
+        """Wake those who wait for what was committed; many commits share a ring."""
+        self._ring_is_due = False
+        self._rang_at = time.monotonic()
+        if self._connection is not None:
+            try:
+                self._database.dialect.ring(self._connection)
+            except Exception:  # noqa: BLE001 - those who wait look by themselves too
+                self._disconnect()
 
     def _commit(self, batch: list[_Order], *, and_what_waits: bool) -> None:
         """Write *batch*, waiting out what is transient; if it fails for good, find the culprit one by one."""
@@ -117,10 +146,15 @@ class Committer:
                 if len(batch) > 1:
                     for order in batch:
                         self._commit([order], and_what_waits=False)
+                elif isinstance(error, IntegrityError) and isinstance(batch[0][0], Claim):
+                    # Another worker took the same concurrency key in this moment: nothing was claimable.
+                    _resolve([(batch[0][1], [], None)])
                 else:
                     _resolve([(batch[0][1], None, unavailable(error, self._database.dialect))])
                 return
             self._is_back()
+            if self._must_ring and any(isinstance(intent, _OTHERS_WAIT_FOR) for intent, _ in batch):
+                self._ring_is_due = True
             _resolve([(waiter, answer, None) for (_, waiter), answer in zip(batch, answers, strict=True)])
             return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -103,14 +104,21 @@ class Database:
         """
         return self._persist(lambda: self._once(self.reading, query))
 
-    def write(self, change: Callable[[Connection], T]) -> T:
+    def write(self, change: Callable[[Connection], T], *, rings: bool = False) -> T:
         """
         Run *change* for a caller in one write transaction; contention is waited out.
+
+        Args:
+            rings: Whether others may be waiting for what is changed: idle workers, those that wait for a run.
 
         Raises:
             DatabaseUnavailableError: It did not succeed within database_timeout, or never will.
         """
-        return self._persist(lambda: self._once(self.writing, change))
+        changed = self._persist(lambda: self._once(self.writing, change))
+        if rings and self.dialect.capabilities.wakes == "ring":
+            with contextlib.suppress(SQLAlchemyError, OSError), self.engine().connect() as connection:
+                self.dialect.ring(connection)  # if it fails, polling is the net
+        return changed
 
     @staticmethod
     def _once(holding: Callable[[], object], use: Callable[[Connection], T]) -> T:

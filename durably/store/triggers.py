@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from sqlalchemy import bindparam, insert, literal_column, select
 
@@ -16,13 +16,15 @@ from durably.store.tables import has_status, now, runs
 from durably.store.tables import labels as labels_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection, Row
 
     from durably.model import Disposition, Run
 
 Coalesce = Literal["skip", "active"]
+Lock: TypeAlias = "Callable[[Connection, str], None]"
+"""Holds, until the transaction's end, a name that only one transaction holds at a time."""
 _CHUNK: Final = 500
 
 
@@ -76,16 +78,19 @@ _oldest_pending: Final = (
 _running: Final = select(runs).where(has_status("running"), *_of_key)
 
 
-def trigger(connection: Connection, wanted: Sequence[NewRun]) -> list[Run]:
+def trigger(connection: Connection, wanted: Sequence[NewRun], lock: Lock) -> list[Run]:
     """
     Create a run for each of *wanted*, in order, or answer with an existing one.
 
     Args:
-        connection: In a write transaction that holds the database's write lock, so that look and insert are one.
+        connection: In a write transaction.
+        lock: The dialect's, which makes look and insert of one key one.
 
     Returns:
         One run for each, with its disposition: "created", "idempotent" or "coalesced".
     """
+    for key in sorted({key for new in wanted for key in _keys_looked_for(new)}):  # one order for all: no deadlock
+        lock(connection, key)
     answers: list[tuple[str, Disposition]] = []
     fresh: list[NewRun] = []
     for new in wanted:
@@ -129,14 +134,22 @@ def read_original(connection: Connection, run_id: str) -> NewRun:
     )
 
 
-def retrigger(connection: Connection, run_id: str) -> Run:
+def retrigger(connection: Connection, run_id: str, lock: Lock) -> Run:
     """
     Create a run like an ended one, in a write transaction.
 
     Raises:
         NotFoundError, ConflictError: As of `read_original`.
     """
-    return trigger(connection, [read_original(connection, run_id)])[0]
+    return trigger(connection, [read_original(connection, run_id)], lock)[0]
+
+
+def _keys_looked_for(new: NewRun) -> Iterator[str]:
+    """Name what a trigger looks for before it inserts."""
+    if new.idempotency_key is not None:
+        yield f"durably idempotency {new.job_name} {new.idempotency_key}"
+    if new.coalesce is not None:
+        yield f"durably coalesce {new.job_name} {new.concurrency_key}"
 
 
 def _find_existing(connection: Connection, new: NewRun) -> tuple[Row[Any] | None, Disposition]:

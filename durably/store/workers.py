@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import and_, bindparam, case, delete, exists, func, insert, select, update
 
+from durably.store.returning import ReturningUpdate
 from durably.store.rows import to_labels, to_worker
 from durably.store.tables import has_status, now, runs, workers
 
@@ -161,20 +162,22 @@ _declare_silent_dead: Final = _declare_dead.where(workers.c.heartbeat_at < now()
 _lost_by = runs.c.worker_id == bindparam("lost")
 _interruptions = runs.c.interruptions + bindparam("counted")
 _is_poison = _interruptions > bindparam("most")
-_recover: Final = (
+_recover: Final = ReturningUpdate(
+    select(runs.c.id).where(_lost_by, has_status("running")).with_for_update(),
     update(runs)
-    .where(_lost_by, has_status("running"))
-    .values(
-        status=case((_is_poison, "failed"), else_="pending"),
-        worker_id=None,
-        interruptions=_interruptions,
-        error=case((_is_poison, bindparam("reason")), else_=None),
-        error_type=case((_is_poison, POISON), else_=None),
-        completed_at=case((_is_poison, now()), else_=None),
-        pending_at=now(),
-        updated_at=now(),
-    )
-    .returning(
+    .where(has_status("running"))
+    # The count last: where assignments take effect one after the other, those before it must see the old one.
+    .ordered_values(
+        (runs.c.status, case((_is_poison, "failed"), else_="pending")),
+        (runs.c.worker_id, None),
+        (runs.c.error, case((_is_poison, bindparam("reason")), else_=None)),
+        (runs.c.error_type, case((_is_poison, POISON), else_=None)),
+        (runs.c.completed_at, case((_is_poison, now()), else_=None)),
+        (runs.c.pending_at, now()),
+        (runs.c.updated_at, now()),
+        (runs.c.interruptions, _interruptions),
+    ),
+    (
         runs.c.id,
         runs.c.job_name,
         runs.c.labels,
@@ -182,7 +185,7 @@ _recover: Final = (
         runs.c.interruptions,
         runs.c.status,
         runs.c.error,
-    )
+    ),
 )
 
 
@@ -223,7 +226,7 @@ def recover(
             "Its checkpoints are kept: retry resumes it"
         ),
     }
-    rows = connection.execute(_recover, values).all()
+    rows = _recover.execute(connection, values)
     return declared, [
         RecoveredRun(
             id=row.id,

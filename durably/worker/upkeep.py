@@ -160,7 +160,8 @@ class Upkeep:
                 max_interruptions=self._settings.max_interruptions,
                 interrupts=reason in ("died", "silent"),
                 silent_for=self._settings.stale_threshold if reason == "silent" else None,
-            )
+            ),
+            rings=True,
         )
         for run in recovered:
             self._emitter.emit(_event_of(run, worker_id, reason))

@@ -77,7 +77,8 @@ class Supervised:
         from durably.store.triggers import NewRun, trigger
 
         wanted = [NewRun(id=new_id(), job_name=job, input=json.dumps(value)) for value in inputs]
-        return [run.id for run in self.client.database.write(lambda connection: trigger(connection, wanted))]
+        database = self.client.database
+        return [run.id for run in database.write(lambda c: trigger(c, wanted, database.dialect.lock), rings=True)]
 
     def children(self) -> list[psutil.Process]:
         """List the keeper and the workers that live."""

@@ -8,8 +8,9 @@ scheme without its driver ("postgresql"), or with it ("sqlite+libsql"), its obje
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -44,6 +45,20 @@ class Watch(Protocol):
         """Free the descriptor and the connection."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """
+    What a dialect can do, for those few places that do otherwise where it cannot.
+
+    Args:
+        wakes: What a watch turns readable by: any "commit", a "ring" by who commits, or nothing ("polling").
+        hosts: Whether processes of "one" host or of "many" may share the database.
+    """
+
+    wakes: Literal["commit", "ring", "polling"]
+    hosts: Literal["one", "many"]
+
+
 class Dialect(Protocol):
     """
     What differs between databases. Holds no connection; may be used by several threads.
@@ -51,10 +66,12 @@ class Dialect(Protocol):
     Attributes:
         name: The word for it in events and messages.
         safe_url: The URL without its password.
+        capabilities: What it can do.
     """
 
     name: str
     safe_url: str
+    capabilities: Capabilities
 
     def create_engine(self) -> Engine:
         """Make the engine of this process, configured for each connection that it will open; open none."""
@@ -91,11 +108,22 @@ class Dialect(Protocol):
     def migration_lock(self, connection: Connection) -> None:
         """Take, within a write transaction, the lock that makes migrations of one database follow each other."""
 
+    def lock(self, connection: Connection, name: str) -> None:
+        """Hold *name*, until the end of a write transaction, against every other that wants it."""
+
     def is_transient(self, error: BaseException) -> bool:
         """Tell whether *error* may pass by itself: contention, a dropped connection, a full disk."""
 
     def watch(self, engine: Engine) -> Watch | None:
         """Open this process's watch on commits by others, or None where only polling tells."""
+
+    def ring(self, connection: Connection) -> None:
+        """
+        Make every process's watch on this database readable, where a commit alone does not.
+
+        Called only where `capabilities.wakes` is "ring", after a commit, outside a transaction, at most a hundred
+        times a second by each writer.
+        """
 
     def upkeep(self, engine: Engine) -> None:
         """Do what this database needs done every few seconds, without holding up a writer."""

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from durably.errors import DatabaseUnavailableError, SchemaOutdatedError, ValidationError
+from durably.store.dialects import Capabilities
 from durably.store.dialects.gate import gate
 from durably.store.tables import REVISION
 
@@ -59,6 +60,7 @@ class SQLite:
     """
 
     name = "sqlite"
+    capabilities = Capabilities(wakes="commit" if sys.platform == "linux" else "polling", hosts="one")
 
     def __init__(self, url: URL, settings: Settings) -> None:
         if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
@@ -123,6 +125,9 @@ class SQLite:
     def migration_lock(self, connection: Connection) -> None:
         """Do nothing: BEGIN IMMEDIATE is the lock."""
 
+    def lock(self, connection: Connection, name: str) -> None:
+        """Do nothing: BEGIN IMMEDIATE holds everything."""
+
     def is_transient(self, error: BaseException) -> bool:
         """Tell contention, a full disk and failing I/O from the rest."""
         if isinstance(error, TimeoutError):
@@ -134,6 +139,9 @@ class SQLite:
     def watch(self, engine: Engine) -> FileWatch | None:
         """Watch the file by inotify; elsewhere than on Linux only polling tells."""
         return FileWatch(self._path, engine) if sys.platform == "linux" else None
+
+    def ring(self, connection: Connection) -> None:
+        """Do nothing: watches see the commit."""
 
     def upkeep(self, engine: Engine) -> None:
         """Move what is in the WAL to the file, as far as no reader or writer is held up."""
