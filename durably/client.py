@@ -20,7 +20,7 @@ from durably.store import runs
 from durably.store.database import Database
 from durably.store.tables import to_microseconds
 from durably.twins import twin
-from durably.waiting import Wait
+from durably.waiting import Ends, Wait
 from durably.worker.loop import Worker
 from durably.worker.serve import serve
 from durably.worker.upkeep import Upkeep
@@ -76,6 +76,7 @@ class Durably:
         self.database = Database(self.settings)
         self.registry: Final = Registry()
         self.emitter: Final = Emitter(on_error=on_error)
+        self._ends: Final = Ends(self.emitter)
         self._handles: Final[dict[str, JobHandle]] = {}
         self._lock = threading.Lock()
         # Both under the lock; a forked child counts as not started.
@@ -461,6 +462,7 @@ class Durably:
             self.database,
             self.registry,
             self.emitter,
+            self._ends,
             polling_interval=self.settings.polling_interval,
             timeout=timeout,
             on_progress=on_progress,
