@@ -427,3 +427,42 @@ def test_where_the_system_has_no_inotify_left_polling_does_it_all(
     assert app.wait_for_run(run.id, timeout=10).interruptions == 1
     assert handle.trigger_and_wait("new", timeout=10).output == "new"
     assert not [event for event in heard if event.type == "worker:error"]
+
+
+@pytest.mark.parametrize("end", ["returns", "raises"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_slot_of_an_abandoned_function_is_free_when_it_has_ended(make_app: AppMaker, kind: str, end: str) -> None:
+    # contract 58, 59, 98
+    app = make_app(heartbeat_interval=0.05, stale_threshold=1)
+    go_on, begun = threading.Event(), threading.Event()
+
+    def block() -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    def finish(step: Any) -> int:
+        step.log.info("late")
+        if end == "raises" and step.cancelled.is_set():
+            raise ValueError("late")
+        return 1
+
+    def sync(step: StepContext, input: None) -> int:
+        block()
+        return finish(step)
+
+    async def asynchronous(step: AsyncStep, input: None) -> int:
+        await asyncio.to_thread(block)
+        return finish(step)
+
+    run = app.register(define_job("job", sync if kind == "sync" else asynchronous)).trigger()
+    heard = hear(app)
+    app.start()
+    assert begun.wait(10)
+    sql(app, "UPDATE durably_workers SET state = 'dead'")
+    sql(app, "UPDATE durably_runs SET status = 'pending', worker_id = NULL")
+    eventually(lambda: types(heard).count("worker:start") == 2)
+    assert read(app, run).status == "pending"
+    go_on.set()
+    assert app.wait_for_run(run.id, timeout=10).generation == 2
+    assert [e.error_type for e in heard if e.type == "worker:error"] == ["LeaseLost"]
+    assert types(heard).count("run:complete") == 1
