@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from durably import AsyncStep, Durably, Progress, StepContext, UsageError, ValidationError, define_job
+from durably.local import LocalWorker
 from durably.store import workers
 from durably.store.committer import Committer
 from tests.support import AppMaker, Wrap, add_worker, claim, eventually, hear, make_silent, read, sql, types
@@ -427,6 +428,41 @@ def test_where_the_system_has_no_inotify_left_polling_does_it_all(
     assert app.wait_for_run(run.id, timeout=10).interruptions == 1
     assert handle.trigger_and_wait("new", timeout=10).output == "new"
     assert not [event for event in heard if event.type == "worker:error"]
+
+
+@pytest.mark.parametrize("when", ["between two identities", "while it drains"])
+def test_a_stop_reaches_a_worker_that_was_declared_dead(make_app: AppMaker, when: str) -> None:
+    # contract 59, 157
+    app = make_app(heartbeat_interval=0.05, stale_threshold=1)
+    go_on, begun, closed = threading.Event(), threading.Event(), threading.Event()
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> None:
+        begun.set()
+        go_on.wait(20)
+
+    job.trigger()
+    app.start()
+    local = app._local
+    assert isinstance(local, LocalWorker)
+    worker = local._worker
+    assert worker is not None
+    app.on("worker:stop", lambda _: closed.wait(20))
+    assert begun.wait(10)
+    stop = threading.Thread(target=app.stop)
+    if when == "while it drains":
+        stop.start()
+        eventually(lambda: worker._mode == "draining")
+    sql(app, "UPDATE durably_workers SET state = 'dead'")
+    eventually(lambda: worker.was_lost)
+    if when == "between two identities":
+        stop.start()
+        eventually(lambda: worker.was_told_to_stop)
+    closed.set()
+    go_on.set()
+    stop.join(10)
+    assert not stop.is_alive()
+    assert "alive" not in states(app)
 
 
 @pytest.mark.parametrize("end", ["returns", "raises"])
