@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -463,6 +464,23 @@ def test_a_stop_reaches_a_worker_that_was_declared_dead(make_app: AppMaker, when
     stop.join(10)
     assert not stop.is_alive()
     assert "alive" not in states(app)
+
+
+def test_a_second_stop_closes_and_writes_to_nothing_that_is_not_its_own(app: Durably) -> None:
+    # contract 157
+    app.start()
+    local = app._local
+    assert isinstance(local, LocalWorker)
+    app.stop()
+    # These take the descriptors that were freed.
+    pipes = [os.pipe() for _ in range(20)]
+    local.stop(None)
+    for reading, writing in pipes:
+        os.set_blocking(reading, False)
+        with pytest.raises(BlockingIOError):
+            os.read(reading, 1)
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.parametrize("end", ["returns", "raises"])
