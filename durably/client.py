@@ -18,7 +18,7 @@ from durably.store import runs, triggers
 from durably.store.database import Database
 from durably.store.tables import to_microseconds
 from durably.twins import twin
-from durably.waiting import Wait
+from durably.waiting import Ends, Wait
 from durably.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Durably:
         self.database = Database(self.settings)
         self.registry: Final = Registry()
         self.emitter: Final = Emitter(on_error=on_error)
+        self._ends: Final = Ends(self.emitter)
         self._handles: Final[dict[str, JobHandle]] = {}
         self.in_process: Final = InProcessWorkers(self)
 
@@ -433,6 +434,7 @@ class Durably:
             self.database,
             self.registry,
             self.emitter,
+            self._ends,
             polling_interval=self.settings.polling_interval,
             timeout=timeout,
             on_progress=on_progress,

@@ -40,13 +40,16 @@ class LocalWorker:
         self._emitter = emitter
         self._doorbell = Doorbell()
         self._keeper = Keeper(database, settings, emitter, self._doorbell, on_cancellation=self._check_held)
-        self._keeping = threading.Thread(target=self._keeper.run, name="durably-keeper", daemon=True)
+        self._keeping = threading.Thread(target=self._keep, name="durably-keeper", daemon=True)
         self._working = threading.Thread(target=self._work, name="durably-worker", daemon=True)
         # Written by the worker's thread before `_began` is resolved, and at each new identity.
         self._worker: Worker | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._began: Future[None] = Future()
         self._ended = threading.Event()
+        self._lock = threading.Lock()
+        # Under the lock: whether the keeper was told to stop.
+        self._is_keeper_told = False
 
     def start(self) -> None:
         """
@@ -56,7 +59,12 @@ class LocalWorker:
             DurablyError: Its row could not be written.
         """
         self._working.start()
-        self._began.result()
+        try:
+            self._began.result()
+        except BaseException:
+            self._keeper.stop()
+            self._keep()
+            raise
         self._keeping.start()
 
     def stop(self, timeout: float | None) -> None:
@@ -70,11 +78,13 @@ class LocalWorker:
         if not self._ended.wait(timeout):
             self._tell_worker(release=True)
             self._ended.wait()
-        self._keeper.stop()
+        with self._lock:  # several may be stopping it, and the keeper's end closes what its stop writes to
+            if not self._is_keeper_told:
+                self._is_keeper_told = True
+                self._keeper.stop()
         for thread in (self._working, self._keeping):
             if thread is not threading.current_thread() and thread.is_alive():
                 thread.join()
-        self._doorbell.close()
 
     def is_loop_thread(self) -> bool:
         """Whether this call comes from the worker's event loop."""
@@ -94,6 +104,11 @@ class LocalWorker:
         if self._worker is not None and self._loop is not None and not self._ended.is_set():
             with contextlib.suppress(RuntimeError):  # it has ended in this moment
                 self._loop.call_soon_threadsafe(partial(self._worker.stop, release=release))
+
+    def _keep(self) -> None:
+        """Keep until told to stop, which is after the worker's end: then nobody listens to the doorbell any more."""
+        self._keeper.run()
+        self._doorbell.close()
 
     def _work(self) -> None:
         try:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from durably import events
@@ -22,7 +25,7 @@ from durably.errors import (
 from durably.store import runs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from durably.emitter import Emitter
     from durably.jobs import Registry
@@ -32,6 +35,46 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LOOKS_AFTER_A_SIGN: Final = (0.0, 0.001, 0.002, 0.004, 0.008)
+_ENDS: Final = ("run:complete", "run:fail", "run:cancel", "run:delete")
+
+
+class Ends:
+    """
+    Tells waits of ends that this very process brings about. Safe for threads.
+
+    One for all waits of an instance, so that an event costs the same however many wait.
+
+    Args:
+        emitter: The instance's.
+    """
+
+    def __init__(self, emitter: Emitter) -> None:
+        self._emitter = emitter
+        self._lock = threading.Lock()
+        # Both change under the lock; a wake is called outside it.
+        self._wakes: dict[str, list[Callable[[], object]]] = {}
+        self._is_subscribed = False
+
+    @contextmanager
+    def waking(self, run_id: str, wake: Callable[[], object]) -> Iterator[None]:
+        """Call *wake*, from whichever thread, when this process has told the end of a run."""
+        with self._lock:
+            if not self._is_subscribed:
+                for event_type in _ENDS:
+                    self._emitter.on(event_type, self._has_ended)
+                self._is_subscribed = True
+            self._wakes[run_id] = [*self._wakes.get(run_id, ()), wake]
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wakes[run_id] = [other for other in self._wakes[run_id] if other is not wake]
+                if not self._wakes[run_id]:
+                    del self._wakes[run_id]
+
+    def _has_ended(self, event: events.RunEvent) -> None:
+        for wake in self._wakes.get(event.run_id, ()):
+            wake()
 
 
 class Wait:
@@ -43,6 +86,7 @@ class Wait:
         database: Where it is.
         registry: Decodes the output where its job is known.
         emitter: Takes what a callback raises.
+        ends: Of the same instance.
         polling_interval: Seconds between looks without a wake-up.
         timeout: Seconds; 0 looks once; None waits for ever.
         on_progress: Called with the newest progress; values may be skipped.
@@ -55,18 +99,22 @@ class Wait:
         database: Database,
         registry: Registry,
         emitter: Emitter,
+        ends: Ends,
         *,
         polling_interval: float,
         timeout: float | None,
         on_progress: Callable[[Progress], object] | None,
         on_log: Callable[[LogEntry], object] | None,
     ) -> None:
-        if timeout is not None and (isinstance(timeout, bool) or not timeout >= 0):
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0
+        ):
             raise ValidationError("timeout", f"{timeout!r} is no number of seconds from 0")
         self._run_id = run_id
         self._database = database
         self._registry = registry
         self._emitter = emitter
+        self._ends = ends
         self._polling_interval = polling_interval
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._timeout = timeout
@@ -74,47 +122,70 @@ class Wait:
         self._on_log = on_log
         self._progress: Progress | None = None
         self._log_position: int | None = None
+        # Both under the lock: an awaited wait may be cancelled while a thread opens its watch.
+        self._lock = threading.Lock()
+        self._watch: Watch | None = None
+        self._is_over = False
 
     def block(self) -> Run:
         """Wait in this thread."""
-        watch = self._open_watch()
+        ended = threading.Event()
         try:
-            while (run := self._look()) is None:
-                pause = self._pause()
-                if watch is None:
-                    time.sleep(pause)
-                elif select.select([watch], [], [], pause)[0]:
-                    self._settle(watch)
+            watch = self._open_watch()
+            with self._ends.waking(self._run_id, ended.set):
+                while (run := self._look()) is None:
+                    pause = self._pause()
+                    if watch is None:
+                        ended.wait(pause)
+                        ended.clear()
+                    elif select.select([watch], [], [], pause)[0]:
+                        self._settle(watch)
         finally:
-            if watch is not None:
-                watch.close()
+            self._close_watch()
         return self._result(run)
 
     async def loop(self) -> Run:
         """Wait on this event loop; its thread never waits for the database."""
-        watch = await asyncio.to_thread(self._open_watch)
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
         try:
-            while (run := await asyncio.to_thread(self._look)) is None:
-                pause = self._pause()
-                if watch is None:
-                    await asyncio.sleep(pause)
-                elif await _readable(watch, pause):
-                    await asyncio.to_thread(self._settle, watch)
+            watch = await asyncio.to_thread(self._open_watch)
+            with self._ends.waking(self._run_id, partial(_set_on, loop, ended)):
+                while (run := await asyncio.to_thread(self._look)) is None:
+                    pause = self._pause()
+                    if watch is None:
+                        await _is_set(ended, pause)
+                        ended.clear()
+                    elif await _readable(watch, pause):
+                        await asyncio.to_thread(self._settle, watch)
         finally:
-            if watch is not None:
-                watch.close()
+            self._close_watch()
         return self._result(run)
 
     def _open_watch(self) -> Watch | None:
-        self._database.check()
-        return self._database.dialect.watch(self._database.engine())
+        watch = self._database.open_watch()
+        with self._lock:
+            if not self._is_over:
+                self._watch = watch
+                return watch
+        if watch is not None:
+            self._database.close_watch(watch)
+        return None
 
-    def _settle(self, watch: Watch) -> None:
+    def _close_watch(self) -> None:
+        with self._lock:
+            watch, self._watch = self._watch, None
+            self._is_over = True
+        if watch is not None:
+            self._database.close_watch(watch)
+
+    @staticmethod
+    def _settle(watch: Watch) -> None:
         """Give the commit whose sign came time to be seen; one that comes meanwhile is seen with it."""
-        for seconds in _LOOKS_AFTER_A_SIGN:
-            time.sleep(seconds)
-            if watch.changed():
-                return
+        with contextlib.suppress(Exception):  # the next look tells what is wrong with the database
+            for seconds in _LOOKS_AFTER_A_SIGN:
+                time.sleep(seconds)
+                if watch.changed():
+                    return
 
     def _pause(self) -> float:
         if self._deadline is None:
@@ -185,8 +256,18 @@ async def _readable(watch: Watch, timeout: float) -> bool:
     sign = asyncio.Event()
     loop.add_reader(watch.fileno(), sign.set)
     try:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(sign.wait(), timeout)
+        return await _is_set(sign, timeout)
     finally:
         loop.remove_reader(watch.fileno())
-    return sign.is_set()
+
+
+async def _is_set(event: asyncio.Event, timeout: float) -> bool:
+    """Wait until *event* is set, at most *timeout* seconds."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout)
+    return event.is_set()
+
+
+def _set_on(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and who waited there is gone
+        loop.call_soon_threadsafe(event.set)

@@ -1,6 +1,8 @@
 """The worker inside a process: start, stop, drain, release, slots, progress and logs, processing by hand."""
 
 import asyncio
+import errno
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +11,10 @@ from typing import Any
 import pytest
 
 from durably import AsyncStep, Durably, Progress, StepContext, UsageError, ValidationError, define_job
+from durably.local import LocalWorker
 from durably.store import workers
 from durably.store.committer import Committer
-from tests.support import AppMaker, Wrap, add_worker, eventually, hear, make_silent, read, sql, types
+from tests.support import AppMaker, Wrap, add_worker, claim, eventually, hear, make_silent, read, sql, types
 
 
 def give_back(step: StepContext, input: Any) -> Any:
@@ -406,3 +409,114 @@ def test_process_until_idle_recovers_the_runs_of_a_silent_worker(app: Durably) -
     make_silent(app, lost, 31)
     assert app.process_until_idle() == 1
     assert read(app, run).interruptions == 1
+
+
+def test_where_the_system_has_no_inotify_left_polling_does_it_all(
+    make_app: AppMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # contract 34, 135, 186, 187
+    def used_up(**_: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("inotify_simple.INotify", used_up)
+    app = make_app(polling_interval=0.1, heartbeat_interval=0.1, stale_threshold=0.3)
+    handle = app.register(define_job("job", give_back))
+    heard = hear(app)
+    run = handle.trigger("lost")
+    lost = add_worker(app, "job")
+    claim(app, lost)
+    app.start()
+    assert app.wait_for_run(run.id, timeout=10).interruptions == 1
+    assert handle.trigger_and_wait("new", timeout=10).output == "new"
+    assert not [event for event in heard if event.type == "worker:error"]
+
+
+@pytest.mark.parametrize("when", ["between two identities", "while it drains"])
+def test_a_stop_reaches_a_worker_that_was_declared_dead(make_app: AppMaker, when: str) -> None:
+    # contract 59, 157
+    app = make_app(heartbeat_interval=0.05, stale_threshold=1)
+    go_on, begun, closed = threading.Event(), threading.Event(), threading.Event()
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> None:
+        begun.set()
+        go_on.wait(20)
+
+    job.trigger()
+    app.start()
+    local = app._local
+    assert isinstance(local, LocalWorker)
+    worker = local._worker
+    assert worker is not None
+    app.on("worker:stop", lambda _: closed.wait(20))
+    assert begun.wait(10)
+    stop = threading.Thread(target=app.stop)
+    if when == "while it drains":
+        stop.start()
+        eventually(lambda: worker._mode == "draining")
+    sql(app, "UPDATE durably_workers SET state = 'dead'")
+    eventually(lambda: worker.was_lost)
+    if when == "between two identities":
+        stop.start()
+        eventually(lambda: worker.was_told_to_stop)
+    closed.set()
+    go_on.set()
+    stop.join(10)
+    assert not stop.is_alive()
+    assert "alive" not in states(app)
+
+
+def test_a_second_stop_closes_and_writes_to_nothing_that_is_not_its_own(app: Durably) -> None:
+    # contract 157
+    app.start()
+    local = app._local
+    assert isinstance(local, LocalWorker)
+    app.stop()
+    # These take the descriptors that were freed.
+    pipes = [os.pipe() for _ in range(20)]
+    local.stop(None)
+    for reading, writing in pipes:
+        os.set_blocking(reading, False)
+        with pytest.raises(BlockingIOError):
+            os.read(reading, 1)
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("end", ["returns", "raises"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_slot_of_an_abandoned_function_is_free_when_it_has_ended(make_app: AppMaker, kind: str, end: str) -> None:
+    # contract 58, 59, 98
+    app = make_app(heartbeat_interval=0.05, stale_threshold=1)
+    go_on, begun = threading.Event(), threading.Event()
+
+    def block() -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    def finish(step: Any) -> int:
+        step.log.info("late")
+        if end == "raises" and step.cancelled.is_set():
+            raise ValueError("late")
+        return 1
+
+    def sync(step: StepContext, input: None) -> int:
+        block()
+        return finish(step)
+
+    async def asynchronous(step: AsyncStep, input: None) -> int:
+        await asyncio.to_thread(block)
+        return finish(step)
+
+    run = app.register(define_job("job", sync if kind == "sync" else asynchronous)).trigger()
+    heard = hear(app)
+    app.start()
+    assert begun.wait(10)
+    sql(app, "UPDATE durably_workers SET state = 'dead'")
+    sql(app, "UPDATE durably_runs SET status = 'pending', worker_id = NULL")
+    eventually(lambda: types(heard).count("worker:start") == 2)
+    assert read(app, run).status == "pending"
+    go_on.set()
+    assert app.wait_for_run(run.id, timeout=10).generation == 2
+    assert [e.error_type for e in heard if e.type == "worker:error"] == ["LeaseLost"]
+    assert types(heard).count("run:complete") == 1

@@ -2,16 +2,20 @@
 
 import asyncio
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from durably import (
     AsyncStep,
+    DatabaseUnavailableError,
     Durably,
     LogEntry,
     NotFoundError,
@@ -113,7 +117,7 @@ def test_a_timeout_leaves_the_run_alone(app: Durably, wait: Callable[..., Any]) 
     assert read(app, run).status == "pending"
 
 
-@pytest.mark.parametrize("timeout", [-1, float("nan"), True])
+@pytest.mark.parametrize("timeout", [-1, float("nan"), True, "5"])
 def test_a_timeout_that_is_none_is_refused(app: Durably, wait: Callable[..., Any], timeout: Any) -> None:
     # contract 185
     with pytest.raises(ValidationError, match="timeout"):
@@ -242,3 +246,60 @@ def test_cancelling_an_awaited_wait_leaves_the_run_alone(app: Durably) -> None:
     assert read(app, run).status == "pending"
     app.start()
     assert eventually(lambda: read(app, run).status == "completed")
+
+
+@pytest.mark.parametrize("kind", ["threads", "tasks"])
+def test_any_number_of_waits_at_once_see_their_ends_and_hold_nobody_up(make_app: AppMaker, kind: str) -> None:
+    # contract 8, 132, 135
+    app = make_app(polling_interval=30, concurrency=10)
+    handle = app.register(define_job("job", give_back))
+    runs = handle.batch_trigger(range(150))
+
+    def wait_in_threads() -> list[Any]:
+        with ThreadPoolExecutor(len(runs)) as threads:
+            waits = [threads.submit(app.wait_for_run, run.id, timeout=60) for run in runs]
+            eventually(lambda: len(app._ends._wakes) == len(runs))
+            app.start()
+            return [wait.result().output for wait in waits]
+
+    async def wait_in_tasks() -> list[Any]:
+        waits = [asyncio.ensure_future(app.await_run(run.id, timeout=60)) for run in runs]
+        async with asyncio.timeout(30):
+            while len(app._ends._wakes) < len(runs):  # noqa: ASYNC110 - a condition, not a pause
+                await asyncio.sleep(0.01)
+        await app.astart()
+        return [run.output for run in await asyncio.gather(*waits)]
+
+    began = time.monotonic()
+    assert (wait_in_threads() if kind == "threads" else asyncio.run(wait_in_tasks())) == list(range(150))
+    assert time.monotonic() - began < 25
+    assert app._ends._wakes == {}
+
+
+def test_a_wait_that_is_given_up_while_it_begins_leaves_nothing_open(app: Durably) -> None:
+    # contract 138
+    run = app.register(define_job("job", give_back)).trigger()
+
+    async def give_up(after: float) -> None:
+        wait = asyncio.ensure_future(app.await_run(run.id))
+        await asyncio.sleep(after)
+        wait.cancel()
+
+    for n in range(40):
+        asyncio.run(give_up(n / 10_000))
+    watches = [app.database.open_watch() for _ in range(8)]
+    assert None not in watches or sys.platform != "linux"
+    for watch in watches:
+        if watch is not None:
+            app.database.close_watch(watch)
+
+
+def test_a_wait_on_what_is_no_database_raises_our_error(tmp_path: Path) -> None:
+    # contract 183
+    (tmp_path / "garbage.db").write_bytes(b"x" * 10_000)
+    app = Durably(f"sqlite:///{tmp_path / 'garbage.db'}")
+    with pytest.raises(DatabaseUnavailableError, match="not a database"):
+        app.wait_for_run("x", timeout=1)
+    with pytest.raises(DatabaseUnavailableError, match="not a database"):
+        asyncio.run(app.await_run("x", timeout=1))
+    app.database.close()

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sqlalchemy.exc import IntegrityError
 
+from durably.errors import UsageError
 from durably.store.batch import write_batch
 from durably.store.claims import is_any_claimable
 from durably.store.database import unavailable
-from durably.store.intents import Claim, Completion, Failure, Release
+from durably.store.intents import Claim, Completion, Failure, Fenced, Release
 from durably.store.pause import Pause
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Committer:
         self._ring_is_due = False
         self._connection: Connection | None = None
         self._is_out = False
+        # Written by the thread once, as it ends.
+        self._has_ended = False
 
     def start(self) -> None:
         """Begin to write."""
@@ -83,6 +86,8 @@ class Committer:
             waiter: Resolved after the commit with the intent's answer, or with the error that it alone caused.
         """
         self._orders.put((intent, waiter))
+        if self._has_ended:
+            self._refuse_what_waits()
 
     async def ask(self, intent: Intent) -> Any:
         """Hand *intent* over and await its answer."""
@@ -98,7 +103,7 @@ class Committer:
 
     def close(self, timeout: float) -> None:
         """
-        Write what was handed over so far and end.
+        Write what was handed over so far and end. What a lost worker's functions hand over later is refused.
 
         Args:
             timeout: Seconds to wait; with the database away the thread gives up then, and the fence does the rest.
@@ -122,6 +127,19 @@ class Committer:
         if self._ring_is_due:
             self._ring()
         self._disconnect()
+        self._has_ended = True
+        self._refuse_what_waits()
+
+    def _refuse_what_waits(self) -> None:
+        """Answer those who came too late, as the fence would: nobody may wait for a commit that never comes."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (order := self._orders.get_nowait()) is not None:
+                    intent, waiter = order
+                    if isinstance(intent, Fenced):
+                        _resolve([(waiter, "lease_lost", None)])
+                    else:
+                        _resolve([(waiter, None, UsageError("the worker has ended; it writes nothing more"))])
 
     def _ring(self) -> None:
         """Wake those who wait for what was committed; many commits share a ring."""

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from durably.settings import Settings
-    from durably.store.dialects import Dialect
+    from durably.store.dialects import Dialect, Watch
 
 T = TypeVar("T")
 _FIRST_PAUSE_SECONDS: Final = 0.01
 _LONGEST_PAUSE_SECONDS: Final = 0.5
+# Each holds a connection of the pool, and one of the inotify instances that all processes of a user share.
+_MOST_WATCHES: Final = 8
 
 
 class Database:
@@ -49,6 +51,7 @@ class Database:
         self._engine: Engine | None = None
         self._checked = False
         self._pid = os.getpid()
+        self._watches = threading.BoundedSemaphore(_MOST_WATCHES)
 
     def engine(self) -> Engine:
         """Give this process's engine. A forked child makes its own and leaves the parent's connections alone."""
@@ -64,6 +67,7 @@ class Database:
         if self._engine is not None:
             self._engine.dispose(close=False)
         self._engine = None
+        self._watches = threading.BoundedSemaphore(_MOST_WATCHES)
         self._pid = os.getpid()
 
     @contextmanager
@@ -135,6 +139,33 @@ class Database:
                 if not self.dialect.is_transient(error) or time.monotonic() >= deadline:
                     raise unavailable(error, self.dialect) from error
             time.sleep(pause.next())
+
+    def open_watch(self) -> Watch | None:
+        """
+        Open a watch on commits by others, for one caller among any number; give it back with `close_watch`.
+
+        Returns:
+            None where only polling tells: as of the dialect, or because eight callers hold one.
+
+        Raises:
+            DatabaseUnavailableError: As of `read`.
+        """
+        self.read(lambda _connection: None)
+        watches = self._watches
+        if not watches.acquire(blocking=False):
+            return None
+        watch: Watch | None = None
+        try:
+            watch = self._persist(lambda: self.dialect.watch(self.engine()))
+        finally:
+            if watch is None:
+                watches.release()
+        return watch
+
+    def close_watch(self, watch: Watch) -> None:
+        """Close what `open_watch` gave, once."""
+        watch.close()
+        self._watches.release()
 
     def migrate(self) -> bool:
         """

@@ -113,9 +113,10 @@ class Keeper:
 
     def stop(self) -> None:
         """End soon; from any thread or a signal handler."""
-        self._stopped.set()
+        # In this order, because the keeper closes the pipe once it knows: a byte must not reach who opens next.
         with contextlib.suppress(OSError):
             os.write(self._stop_writing, b".")
+        self._stopped.set()
 
     def run(self) -> None:
         """Keep until stopped, or until the supervisor is gone."""

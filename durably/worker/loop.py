@@ -104,6 +104,7 @@ class Worker:
         )
         self._mode: Mode = "working"
         self._reason = "stopped"
+        self.was_told_to_stop = False
         self._held: Final = Held()
         # Whether somebody wants to know which runs are lost, and the task that finds out. On the loop.
         self._is_check_wanted = False
@@ -181,6 +182,7 @@ class Worker:
             release: Hand held runs back at their next step boundary instead of waiting for their end.
             reason: For the event.
         """
+        self.was_told_to_stop = True
         if self._mode == "working":
             self._mode, self._reason = "draining", reason
             self._claimer.stop()

@@ -59,7 +59,7 @@ async def serve(make: Callable[[Executors], Worker], settings: Settings, current
             current(worker)
             executed += await worker.run(left_running)
             left_running = {task for task in left_running | worker.abandoned if not task.done()}
-            if not worker.was_lost:
+            if not worker.was_lost or worker.was_told_to_stop:
                 break
         if left_running:
             await asyncio.wait(left_running)

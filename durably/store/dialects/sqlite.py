@@ -137,8 +137,13 @@ class SQLite:
         return code is not None and code & 0xFF in _TRANSIENT_CODES
 
     def watch(self, engine: Engine) -> FileWatch | None:
-        """Watch the file by inotify; elsewhere than on Linux only polling tells."""
-        return FileWatch(self._path, engine) if sys.platform == "linux" else None
+        """Watch the file by inotify; only polling tells elsewhere than on Linux, or where a user has used it up."""
+        if sys.platform != "linux":
+            return None
+        try:
+            return FileWatch(self._path, engine)
+        except OSError:  # fs.inotify.max_user_instances is 128 by default, for all processes of a user
+            return None
 
     def ring(self, connection: Connection) -> None:
         """Do nothing: watches see the commit."""
@@ -187,11 +192,13 @@ class FileWatch:
     def __init__(self, path: Path, engine: Engine) -> None:
         from inotify_simple import INotify, flags
 
-        self._connection = _without_transaction(engine)
-        self._version = self._read_version()
-        # While a connection that has read is open, SQLite keeps the WAL's file: it is emptied, but not removed.
-        self._inotify = INotify(nonblocking=True)
-        self._inotify.add_watch(f"{path}-wal", flags.MODIFY)
+        with contextlib.ExitStack() as opened:
+            self._connection = opened.enter_context(_without_transaction(engine))
+            self._version = self._read_version()
+            # While a connection that has read is open, SQLite keeps the WAL's file: it is emptied, but not removed.
+            self._inotify = opened.enter_context(INotify(nonblocking=True))
+            self._inotify.add_watch(f"{path}-wal", flags.MODIFY)
+            opened.pop_all()
 
     def fileno(self) -> int:
         """Give inotify's descriptor."""
