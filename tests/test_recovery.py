@@ -534,6 +534,46 @@ def test_a_worker_that_was_declared_dead_abandons_its_runs_and_goes_on_under_a_n
     assert worker_state(app, first) == "dead"
 
 
+@pytest.mark.parametrize("ending", ["return", "raise"])
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_an_abandoned_function_that_ends_without_another_step_gives_its_slot_back(
+    make_app: AppMaker, kind: str, ending: str
+) -> None:
+    # contract 51, 58, 59, 157
+    app = make_app(**QUICK)
+    go_on, begun = threading.Event(), threading.Event()
+    executions: list[int] = []
+
+    def execute(step: StepContext, input: None) -> int:
+        executions.append(1)
+        if len(executions) == 1:
+            begun.set()
+            go_on.wait(20)
+            if ending == "raise":
+                raise RuntimeError
+        return len(executions)
+
+    async def execute_async(step: AsyncStep, input: None) -> int:
+        return await asyncio.to_thread(execute, step, input)  # type: ignore[arg-type]
+
+    run = app.register(define_job("job", execute if kind == "def" else execute_async)).trigger()
+    heard = hear(app)
+    app.start()
+    assert begun.wait(10)
+    first = read(app, run).worker_id
+    assert first is not None
+    recover(app, first)
+    try:
+        eventually(lambda: types(heard).count("worker:start") == 2)
+    finally:
+        go_on.set()
+    assert app.wait_for_run(run.id, timeout=10).output == 2
+    app.stop()
+    assert types(heard, "run:").count("run:complete") == 1
+    assert "run:fail" not in types(heard)
+    assert [e.context for e in heard if e.type == "worker:error"] == ["lease-lost"]
+
+
 def test_the_heartbeat_goes_on_while_a_step_blocks(occupied: Any) -> None:
     # contract 54
     beats = eventually(lambda: [e for e in occupied.heard if e.type == "worker:heartbeat" and e.oldest_step_age > 0.5])

@@ -16,10 +16,11 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from durably.errors import DatabaseUnavailableError
 from durably.store.batch import write_batch
 from durably.store.claims import is_any_claimable
 from durably.store.database import unavailable
-from durably.store.intents import Claim
+from durably.store.intents import Claim, Fenced
 from durably.store.pause import Pause
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Committer:
         self._pause = Pause(_FIRST_PAUSE_SECONDS, longest_pause)
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._closing = threading.Event()
+        # Set by the thread as it ends: nothing that is handed over from then on is written.
+        self._has_ended = False
         self._thread = threading.Thread(target=self._run, name="durably-committer", daemon=True)
         # Owned by the thread.
         self._connection: Connection | None = None
@@ -75,6 +78,8 @@ class Committer:
             waiter: Resolved after the commit with the intent's answer, or with the error that it alone caused.
         """
         self._orders.put((intent, waiter))
+        if self._has_ended:
+            self._refuse_what_waits()
 
     async def ask(self, intent: Intent) -> Any:
         """Hand *intent* over and await its answer."""
@@ -103,6 +108,19 @@ class Committer:
         while (first := self._orders.get()) is not None:
             self._commit([first], and_what_waits=True)
         self._disconnect()
+        self._has_ended = True
+        self._refuse_what_waits()
+
+    def _refuse_what_waits(self) -> None:
+        """Answer what came too late, so that nobody waits for ever: the worker's runs are no longer its own."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (order := self._orders.get_nowait()) is not None:
+                    intent, waiter = order
+                    if isinstance(intent, Fenced):
+                        _resolve([(waiter, "lease_lost", None)])
+                    else:
+                        _resolve([(waiter, None, DatabaseUnavailableError("this worker has ended"))])
 
     def _commit(self, batch: list[_Order], *, and_what_waits: bool) -> None:
         """Write *batch*, waiting out what is transient; if it fails for good, find the culprit one by one."""

@@ -284,6 +284,10 @@ class Worker:
 
     def _end_of(self, execution: Execution, outcome: Outcome) -> Fenced | None:
         """Turn an outcome into what is written of it; None for a run that is no longer ours."""
+        if (lost := execution.token.reason) in ("cancelled", "lease_lost"):
+            # Whatever the function made of it. A worker that was declared dead has nobody left to write, either.
+            execution.lose(lost)
+            return None
         fence: dict[str, Any] = {"run_id": execution.run.id, "generation": execution.run.generation}
         match outcome:
             case Returned(output):
