@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import threading
 from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING
 
 from durably.worker.doorbell import Doorbell
@@ -45,6 +44,11 @@ class LocalWorker:
         # Written by the worker's thread before `_began` is resolved, and at each new identity.
         self._worker: Worker | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Under the lock: of several calls that stop it one closes what it had.
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        # Changed on the worker's loop only: whether to end, and to release. A new identity finds them.
+        self._is_stopping = self._is_releasing = False
         self._began: Future[None] = Future()
         self._ended = threading.Event()
 
@@ -70,11 +74,15 @@ class LocalWorker:
         if not self._ended.wait(timeout):
             self._tell_worker(release=True)
             self._ended.wait()
-        self._keeper.stop()
+        with self._lock:
+            is_first, self._is_stopped = not self._is_stopped, True
+        if is_first:
+            self._keeper.stop()
         for thread in (self._working, self._keeping):
             if thread is not threading.current_thread() and thread.is_alive():
                 thread.join()
-        self._doorbell.close()
+        if is_first:
+            self._doorbell.close()
 
     def is_loop_thread(self) -> bool:
         """Whether this call comes from the worker's event loop."""
@@ -93,7 +101,12 @@ class LocalWorker:
     def _tell_worker(self, *, release: bool) -> None:
         if self._worker is not None and self._loop is not None and not self._ended.is_set():
             with contextlib.suppress(RuntimeError):  # it has ended in this moment
-                self._loop.call_soon_threadsafe(partial(self._worker.stop, release=release))
+                self._loop.call_soon_threadsafe(self._stop_worker, release)
+
+    def _stop_worker(self, release: bool) -> None:  # noqa: FBT001 - as call_soon_threadsafe passes it
+        self._is_stopping, self._is_releasing = True, self._is_releasing or release
+        if self._worker is not None:
+            self._worker.stop(release=release)
 
     def _work(self) -> None:
         try:
@@ -110,7 +123,7 @@ class LocalWorker:
         self._loop = asyncio.get_running_loop()
         unsubscribe = self._emitter.on("worker:start", self._has_begun)
         try:
-            await serve(self._make, self._settings, self._now_current)
+            await serve(self._make, self._settings, self._now_current, is_over=lambda: self._is_stopping)
         finally:
             unsubscribe()
 
@@ -120,6 +133,8 @@ class LocalWorker:
 
     def _now_current(self, worker: Worker) -> None:
         self._worker = worker
+        if self._is_stopping:  # asked before this identity was there to hear it
+            worker.stop(release=self._is_releasing)
 
     def _make(self, threads: Executors) -> Worker:
         return Worker(self._database, self._registry, self._settings, self._emitter, threads, doorbell=self._doorbell)

@@ -1,6 +1,7 @@
 """The worker inside a process: start, stop, drain, release, slots, progress and logs, processing by hand."""
 
 import asyncio
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,20 @@ def test_at_most_concurrency_runs_execute_at_once_and_freed_slots_are_refilled(m
     for run in runs:
         app.wait_for_run(run.id, timeout=10)
     assert most == [3]
+
+
+def test_of_many_calls_that_stop_at_once_none_closes_what_another_has_opened(app: Durably) -> None:
+    # contract 157
+    def stop() -> int:
+        app.stop()
+        return os.open(os.devnull, os.O_RDWR)
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(20):
+            app.start()
+            opened = [f.result(20) for f in [threads.submit(stop) for _ in range(8)]]
+            for descriptor in opened:
+                os.close(descriptor)  # an error here: somebody else has closed it
 
 
 def test_stop_waits_for_held_runs_claims_no_more_and_beats_meanwhile(make_app: AppMaker) -> None:

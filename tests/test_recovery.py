@@ -574,6 +574,54 @@ def test_an_abandoned_function_that_ends_without_another_step_gives_its_slot_bac
     assert [e.context for e in heard if e.type == "worker:error"] == ["lease-lost"]
 
 
+def test_stop_ends_a_worker_that_is_just_changing_its_identity(make_app: AppMaker) -> None:
+    # contract 59, 157
+    app = make_app(**QUICK)
+    stops: list[threading.Thread] = []
+
+    def stop(event: Any) -> None:
+        if event.context == "lease-lost":
+            stops.append(threading.Thread(target=app.stop, daemon=True))
+            stops[0].start()
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> None:
+        step.cancelled.wait(20)
+
+    run = job.trigger()
+    app.on("worker:error", stop)
+    app.start()
+    recover(app, eventually(lambda: read(app, run).worker_id) or "")
+    eventually(lambda: stops and not stops[0].is_alive())
+    assert not app.database.read(lambda c: workers.get_workers(c, alive_only=True))
+
+
+def test_a_lost_worker_goes_on_although_the_database_is_away_as_it_changes_its_identity(
+    make_app: AppMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # contract 59, 155
+    monkeypatch.setattr("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 20)
+    app = make_app(database_timeout=0.1, **QUICK)
+    stranger = sqlite3.connect(tmp_path / "durably.db", isolation_level=None, check_same_thread=False)
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> str:
+        if len(types(heard, "run:start")) == 1:
+            step.cancelled.wait(20)
+        return "done"
+
+    heard = hear(app)
+    run = job.trigger()
+    unsubscribe = app.on("worker:stop", lambda _event: stranger.execute("BEGIN IMMEDIATE"))
+    app.start()
+    recover(app, eventually(lambda: read(app, run).worker_id) or "")
+    outage = eventually(lambda: [e for e in heard if e.type == "worker:error" and e.context == "database"])
+    assert outage[0].severity == "error"
+    unsubscribe()
+    stranger.close()
+    assert app.wait_for_run(run.id, timeout=10).output == "done"
+
+
 def test_the_heartbeat_goes_on_while_a_step_blocks(occupied: Any) -> None:
     # contract 54
     beats = eventually(lambda: [e for e in occupied.heard if e.type == "worker:heartbeat" and e.oldest_step_age > 0.5])

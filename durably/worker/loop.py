@@ -84,7 +84,7 @@ class Worker:
         self.emitter: Final = emitter
         self.max_payload_bytes: Final = settings.max_payload_bytes
         self.committer: Final = Committer(
-            database, longest_pause=10 * settings.polling_interval, on_outage=self._tell_outage
+            database, longest_pause=10 * settings.polling_interval, on_outage=self.tell_outage
         )
         self._database: Final = database
         self._registry: Final = registry
@@ -380,8 +380,8 @@ class Worker:
 
     # --- telling --------------------------------------------------------------------------------------------
 
-    def _tell_outage(self, error: BaseException | None) -> None:
-        """Tell that the database went away, or came back. In the committer's thread."""
+    def tell_outage(self, error: BaseException | None) -> None:
+        """Tell that the database went away, or with None that it came back. In any thread."""
         if error is not None:
             self._tell_error("database", error)
         else:
