@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import threading
 from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING
 
 from durably.worker.doorbell import Doorbell
@@ -45,6 +44,8 @@ class LocalWorker:
         # Written by the worker's thread before `_began` is resolved, and at each new identity.
         self._worker: Worker | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Changed on the worker's loop only: whether to end, and to release. A new identity finds them.
+        self._is_stopping = self._is_releasing = False
         self._began: Future[None] = Future()
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -103,7 +104,12 @@ class LocalWorker:
     def _tell_worker(self, *, release: bool) -> None:
         if self._worker is not None and self._loop is not None and not self._ended.is_set():
             with contextlib.suppress(RuntimeError):  # it has ended in this moment
-                self._loop.call_soon_threadsafe(partial(self._worker.stop, release=release))
+                self._loop.call_soon_threadsafe(self._stop_worker, release)
+
+    def _stop_worker(self, release: bool) -> None:  # noqa: FBT001 - as call_soon_threadsafe passes it
+        self._is_stopping, self._is_releasing = True, self._is_releasing or release
+        if self._worker is not None:
+            self._worker.stop(release=release)
 
     def _keep(self) -> None:
         """Keep until told to stop, which is after the worker's end: then nobody listens to the doorbell any more."""
@@ -125,7 +131,7 @@ class LocalWorker:
         self._loop = asyncio.get_running_loop()
         unsubscribe = self._emitter.on("worker:start", self._has_begun)
         try:
-            await serve(self._make, self._settings, self._now_current)
+            await serve(self._make, self._settings, self._now_current, is_over=lambda: self._is_stopping)
         finally:
             unsubscribe()
 
@@ -135,6 +141,8 @@ class LocalWorker:
 
     def _now_current(self, worker: Worker) -> None:
         self._worker = worker
+        if self._is_stopping:  # asked before this identity was there to hear it
+            worker.stop(release=self._is_releasing)
 
     def _make(self, threads: Executors) -> Worker:
         return Worker(self._database, self._registry, self._settings, self._emitter, threads, doorbell=self._doorbell)

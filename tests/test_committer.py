@@ -164,6 +164,21 @@ def test_closing_with_the_database_away_gives_up_in_time_and_answers_everybody(
     eventually(lambda: not committer._thread.is_alive())
 
 
+def test_what_comes_after_the_end_is_refused_and_not_left_waiting(app: Durably, committer: Committer) -> None:
+    # contract 51, 59
+    worker, (run_id,) = hold(app, 1)
+    committer.start()
+    committer.close(10)
+    late, claim = submit(
+        committer,
+        checkpoint(run_id),
+        Claim(worker_id=worker, jobs=["job"], limit=1, isolate_after=2, company="beside"),
+    )
+    assert late.result(10) == "lease_lost"
+    assert isinstance(claim.exception(10), DatabaseUnavailableError)
+    assert app.get_steps(run_id) == []
+
+
 def test_waiters_may_be_futures_of_loops_futures_of_threads_functions_or_nobody(
     app: Durably, committer: Committer
 ) -> None:

@@ -89,6 +89,20 @@ def test_at_most_concurrency_runs_execute_at_once_and_freed_slots_are_refilled(m
     assert most == [3]
 
 
+def test_of_many_calls_that_stop_at_once_none_closes_what_another_has_opened(app: Durably) -> None:
+    # contract 157
+    def stop() -> int:
+        app.stop()
+        return os.open(os.devnull, os.O_RDWR)
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(20):
+            app.start()
+            opened = [f.result(20) for f in [threads.submit(stop) for _ in range(8)]]
+            for descriptor in opened:
+                os.close(descriptor)  # an error here: somebody else has closed it
+
+
 def test_stop_waits_for_held_runs_claims_no_more_and_beats_meanwhile(make_app: AppMaker) -> None:
     # contract 54, 157
     app = make_app(heartbeat_interval=0.05, stale_threshold=1)
@@ -444,7 +458,7 @@ def test_a_stop_reaches_a_worker_that_was_declared_dead(make_app: AppMaker, when
 
     job.trigger()
     app.start()
-    local = app._local
+    local = app.in_process._started
     assert isinstance(local, LocalWorker)
     worker = local._worker
     assert worker is not None
@@ -458,7 +472,7 @@ def test_a_stop_reaches_a_worker_that_was_declared_dead(make_app: AppMaker, when
     eventually(lambda: worker.was_lost)
     if when == "between two identities":
         stop.start()
-        eventually(lambda: worker.was_told_to_stop)
+        eventually(lambda: local._is_stopping)
     closed.set()
     go_on.set()
     stop.join(10)
@@ -469,7 +483,7 @@ def test_a_stop_reaches_a_worker_that_was_declared_dead(make_app: AppMaker, when
 def test_a_second_stop_closes_and_writes_to_nothing_that_is_not_its_own(app: Durably) -> None:
     # contract 157
     app.start()
-    local = app._local
+    local = app.in_process._started
     assert isinstance(local, LocalWorker)
     app.stop()
     # These take the descriptors that were freed.

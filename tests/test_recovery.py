@@ -534,6 +534,94 @@ def test_a_worker_that_was_declared_dead_abandons_its_runs_and_goes_on_under_a_n
     assert worker_state(app, first) == "dead"
 
 
+@pytest.mark.parametrize("ending", ["return", "raise"])
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_an_abandoned_function_that_ends_without_another_step_gives_its_slot_back(
+    make_app: AppMaker, kind: str, ending: str
+) -> None:
+    # contract 51, 58, 59, 157
+    app = make_app(**QUICK)
+    go_on, begun = threading.Event(), threading.Event()
+    executions: list[int] = []
+
+    def execute(step: StepContext, input: None) -> int:
+        executions.append(1)
+        if len(executions) == 1:
+            begun.set()
+            go_on.wait(20)
+            if ending == "raise":
+                raise RuntimeError
+        return len(executions)
+
+    async def execute_async(step: AsyncStep, input: None) -> int:
+        return await asyncio.to_thread(execute, step, input)  # type: ignore[arg-type]
+
+    run = app.register(define_job("job", execute if kind == "def" else execute_async)).trigger()
+    heard = hear(app)
+    app.start()
+    assert begun.wait(10)
+    first = read(app, run).worker_id
+    assert first is not None
+    recover(app, first)
+    try:
+        eventually(lambda: types(heard).count("worker:start") == 2)
+    finally:
+        go_on.set()
+    assert app.wait_for_run(run.id, timeout=10).output == 2
+    app.stop()
+    assert types(heard, "run:").count("run:complete") == 1
+    assert "run:fail" not in types(heard)
+    assert [e.context for e in heard if e.type == "worker:error"] == ["lease-lost"]
+
+
+def test_stop_ends_a_worker_that_is_just_changing_its_identity(make_app: AppMaker) -> None:
+    # contract 59, 157
+    app = make_app(**QUICK)
+    stops: list[threading.Thread] = []
+
+    def stop(event: Any) -> None:
+        if event.context == "lease-lost":
+            stops.append(threading.Thread(target=app.stop, daemon=True))
+            stops[0].start()
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> None:
+        step.cancelled.wait(20)
+
+    run = job.trigger()
+    app.on("worker:error", stop)
+    app.start()
+    recover(app, eventually(lambda: read(app, run).worker_id) or "")
+    eventually(lambda: stops and not stops[0].is_alive())
+    assert not app.database.read(lambda c: workers.get_workers(c, alive_only=True))
+
+
+def test_a_lost_worker_goes_on_although_the_database_is_away_as_it_changes_its_identity(
+    make_app: AppMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # contract 59, 155
+    monkeypatch.setattr("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 20)
+    app = make_app(database_timeout=0.1, **QUICK)
+    stranger = sqlite3.connect(tmp_path / "durably.db", isolation_level=None, check_same_thread=False)
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> str:
+        if len(types(heard, "run:start")) == 1:
+            step.cancelled.wait(20)
+        return "done"
+
+    heard = hear(app)
+    run = job.trigger()
+    unsubscribe = app.on("worker:stop", lambda _event: stranger.execute("BEGIN IMMEDIATE"))
+    app.start()
+    recover(app, eventually(lambda: read(app, run).worker_id) or "")
+    outage = eventually(lambda: [e for e in heard if e.type == "worker:error" and e.context == "database"])
+    assert outage[0].severity == "error"
+    unsubscribe()
+    stranger.close()
+    assert app.wait_for_run(run.id, timeout=10).output == "done"
+
+
 def test_the_heartbeat_goes_on_while_a_step_blocks(occupied: Any) -> None:
     # contract 54
     beats = eventually(lambda: [e for e in occupied.heard if e.type == "worker:heartbeat" and e.oldest_step_age > 0.5])

@@ -36,7 +36,7 @@ class Doorbell:
 
     def ring(self, times: int) -> None:
         """Wake up to *times* idle workers, 64 at most; never waits."""
-        if times:
+        if times and self._writing >= 0:
             with contextlib.suppress(BlockingIOError):
                 os.write(self._writing, b"." * min(times, _MOST_RINGS))
 
@@ -53,6 +53,9 @@ class Doorbell:
 
     def close(self) -> None:
         """Close both ends in this process."""
-        for end in (self._reading, self._writing):
+        ends = self._reading, self._writing
+        # A number that was closed may be a database's file by the time somebody rings.
+        self._reading = self._writing = -1
+        for end in ends:
             with contextlib.suppress(OSError):
                 os.close(end)

@@ -84,7 +84,7 @@ class Worker:
         self.emitter: Final = emitter
         self.max_payload_bytes: Final = settings.max_payload_bytes
         self.committer: Final = Committer(
-            database, longest_pause=10 * settings.polling_interval, on_outage=self._tell_outage
+            database, longest_pause=10 * settings.polling_interval, on_outage=self.tell_outage
         )
         self._database: Final = database
         self._registry: Final = registry
@@ -104,7 +104,6 @@ class Worker:
         )
         self._mode: Mode = "working"
         self._reason = "stopped"
-        self.was_told_to_stop = False
         self._held: Final = Held()
         # Whether somebody wants to know which runs are lost, and the task that finds out. On the loop.
         self._is_check_wanted = False
@@ -182,7 +181,6 @@ class Worker:
             release: Hand held runs back at their next step boundary instead of waiting for their end.
             reason: For the event.
         """
-        self.was_told_to_stop = True
         if self._mode == "working":
             self._mode, self._reason = "draining", reason
             self._claimer.stop()
@@ -286,6 +284,10 @@ class Worker:
 
     def _end_of(self, execution: Execution, outcome: Outcome) -> Fenced | None:
         """Turn an outcome into what is written of it; None for a run that is no longer ours."""
+        if (lost := execution.token.reason) in ("cancelled", "lease_lost"):
+            # Whatever the function made of it. A worker that was declared dead has nobody left to write, either.
+            execution.lose(lost)
+            return None
         fence: dict[str, Any] = {"run_id": execution.run.id, "generation": execution.run.generation}
         match outcome:
             case Returned(output):
@@ -378,8 +380,8 @@ class Worker:
 
     # --- telling --------------------------------------------------------------------------------------------
 
-    def _tell_outage(self, error: BaseException | None) -> None:
-        """Tell that the database went away, or came back. In the committer's thread."""
+    def tell_outage(self, error: BaseException | None) -> None:
+        """Tell that the database went away, or with None that it came back. In any thread."""
         if error is not None:
             self._tell_error("database", error)
         else:

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from durably.errors import DatabaseUnavailableError
+from durably.store.pause import Pause
 from durably.worker.outcome import Executors
 
 if TYPE_CHECKING:
@@ -39,7 +41,13 @@ def executors(settings: Settings) -> Iterator[Executors]:
     steps.shutdown()
 
 
-async def serve(make: Callable[[Executors], Worker], settings: Settings, current: Callable[[Worker], None]) -> int:
+async def serve(
+    make: Callable[[Executors], Worker],
+    settings: Settings,
+    current: Callable[[Worker], None],
+    *,
+    is_over: Callable[[], bool] = lambda: False,
+) -> int:
     """
     Run a worker until it is stopped; one that was declared dead goes on under a new identity.
 
@@ -47,19 +55,35 @@ async def serve(make: Callable[[Executors], Worker], settings: Settings, current
         make: Makes a worker, which is a new identity each time.
         settings: Of the worker.
         current: Called with each worker before it runs.
+        is_over: Asked before a new identity begins; True ends instead.
 
     Returns:
         The number of runs executed.
+
+    Raises:
+        DurablyError: The first identity's row could not be written; a later one's is tried again.
     """
     executed = 0
     left_running: set[asyncio.Task[Any]] = set()
+    pause = Pause(settings.polling_interval / 10, 10 * settings.polling_interval)
+    has_worked = is_told = False
     with executors(settings) as threads:
-        while True:
+        while not (has_worked and is_over()):
             worker = make(threads)
             current(worker)
-            executed += await worker.run(left_running)
+            try:
+                executed += await worker.run(left_running)
+            except DatabaseUnavailableError as error:
+                if not has_worked:
+                    raise
+                if not is_told:
+                    is_told = True
+                    worker.tell_outage(error)
+                await asyncio.sleep(pause.next())
+                continue
+            has_worked, is_told = True, False
             left_running = {task for task in left_running | worker.abandoned if not task.done()}
-            if not worker.was_lost or worker.was_told_to_stop:
+            if not worker.was_lost:
                 break
         if left_running:
             await asyncio.wait(left_running)
