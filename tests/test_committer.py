@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from durably import DatabaseUnavailableError, Durably, StepContext, define_job
+from durably import DatabaseUnavailableError, Durably, StepContext, UsageError, define_job
 from durably.store.committer import Committer
 from durably.store.intents import Checkpoint, Claim, Completion, Intent
 from tests.support import AppMaker, add_worker, claim, eventually, hear, read, sql, types
@@ -175,7 +175,7 @@ def test_what_comes_after_the_end_is_refused_and_not_left_waiting(app: Durably, 
         Claim(worker_id=worker, jobs=["job"], limit=1, isolate_after=2, company="beside"),
     )
     assert late.result(10) == "lease_lost"
-    assert isinstance(claim.exception(10), DatabaseUnavailableError)
+    assert isinstance(claim.exception(10), UsageError)
     assert app.get_steps(run_id) == []
 
 
