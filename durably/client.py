@@ -347,7 +347,7 @@ class Durably:
         """
         run, previous = self.database.write(lambda connection: runs.cancel(connection, run_id))
         # One that has learned of it between the commit and now has told it.
-        told = [worker.cancelled_here(run_id) for worker in self._executing()]
+        told = [worker.cancelled_here(run_id, run.generation) for worker in self._executing()]
         if not any(told):
             self.emitter.emit(events.RunCancel(**_facts(run), previous_status=previous, origin="caller"))
         return run
