@@ -282,7 +282,8 @@ class Durably:
             ConflictError: It has ended; `status` says how.
         """
         run, previous = self.database.write(lambda connection: runs.cancel(connection, run_id), rings=True)
-        if not self.in_process.cancelled_here(run_id):
+        # A worker here that has learned of it between the commit and now has told it.
+        if not self.in_process.cancelled_here(run_id, run.generation):
             self.emitter.emit(events.RunCancel(**_facts(run), previous_status=previous, origin="caller"))
         return run
 

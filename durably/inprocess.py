@@ -114,9 +114,17 @@ class InProcessWorkers:
         with self._lock:
             self._executing = (*self._executing, worker)
 
-    def cancelled_here(self, run_id: str) -> bool:
-        """Let this process's workers know of a run that it has cancelled; tell whether one has told that already."""
-        told = [worker.cancelled_here(run_id) for worker in self._all()]
+    def cancelled_here(self, run_id: str, generation: int) -> bool:
+        """
+        Let this process's workers know of a run that it has cancelled.
+
+        Args:
+            generation: The run's as it was cancelled, which tells executions of one run apart.
+
+        Returns:
+            Whether a worker has told the cancellation already.
+        """
+        told = [worker.cancelled_here(run_id, generation) for worker in self._all()]
         return any(told)
 
     def must_not_block(self) -> bool:

@@ -91,9 +91,9 @@ class LocalWorker:
         """Whether this call comes from the worker's event loop."""
         return threading.current_thread() is self._working
 
-    def cancelled_here(self, run_id: str) -> bool:
+    def cancelled_here(self, run_id: str, generation: int) -> bool:
         """Fire the token of a run that this process has cancelled; tell whether the worker has told it already."""
-        return self._worker is not None and self._worker.cancelled_here(run_id)
+        return self._worker is not None and self._worker.cancelled_here(run_id, generation)
 
     def _check_held(self) -> None:
         """Have the worker find out which of its runs were cancelled. In the keeper's thread."""

@@ -12,6 +12,7 @@ import pytest
 
 from durably import Durably, StepContext, ValidationError, define_job, is_domain_event
 from durably.events import CATALOGUE
+from durably.local import LocalWorker
 from tests.support import AppMaker, Wrap, eventually, hear, read, types
 
 
@@ -314,3 +315,70 @@ def test_a_worker_tells_its_life_with_its_identity(make_app: AppMaker) -> None:
     assert last.type == "worker:stop"
     assert len({e.process.worker_id for e in (first, *beats, last)}) == 1
     assert threading.active_count() < 60
+
+
+def test_each_cancellation_of_a_run_that_one_worker_has_twice_is_told(make_app: AppMaker) -> None:
+    # contract 103, 139, 140
+    app = make_app(concurrency=2)
+    go_on, entered = threading.Event(), threading.Semaphore(0)
+
+    def block() -> str:
+        entered.release()
+        go_on.wait(20)
+        return "late"
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> None:
+        step.run("block", block)
+
+    heard = hear(app)
+    run = job.trigger()
+    app.start()
+    for attempt in (1, 2):
+        assert entered.acquire(timeout=10)
+        app.cancel(run.id)
+        if attempt == 1:
+            app.retry(run.id)
+    go_on.set()
+    app.stop()
+    assert [(e.previous_status, e.origin) for e in heard if e.type == "run:cancel"] == [("running", "caller")] * 2
+    assert types(heard).count("step:cancel") == 2
+    assert read(app, run).status == "cancelled"
+    assert app.get_steps(run.id) == []
+
+
+def test_a_cancellation_between_the_claim_and_its_answer_is_told_once(app: Durably) -> None:
+    # contract 93, 140
+    ran: list[str] = []
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> None:
+        step.run("never", lambda: ran.append("never"))
+
+    app.start()
+    local = app._local
+    assert isinstance(local, LocalWorker)
+    worker, loop = local._worker, local._loop
+    assert worker is not None
+    assert loop is not None
+    is_held_up, claim, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def hold_the_loop_up() -> None:
+        is_held_up.set()
+        claim.wait(20)
+        worker._claimer.fill()
+        go_on.wait(20)
+
+    heard = hear(app)
+    eventually(lambda: worker._claimer._listening and not worker._claimer.on_their_way)
+    loop.call_soon_threadsafe(hold_the_loop_up)
+    assert is_held_up.wait(10)
+    run = job.trigger()
+    claim.set()
+    eventually(lambda: read(app, run).status == "running")
+    app.cancel(run.id)
+    go_on.set()
+    app.stop()
+    assert [e.origin for e in heard if e.type == "run:cancel"] == ["caller"]
+    assert ran == []
+    assert not [e for e in heard if e.type == "worker:error"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from durably.errors import Reason
     from durably.worker.execution import Execution
+
+_MOST_CANCELLED_EARLY: Final = 256
 
 
 class Held:
@@ -20,6 +24,10 @@ class Held:
 
     def __init__(self) -> None:
         self._executions: dict[tuple[str, int], Execution] = {}
+        # Of runs that this process has cancelled and does not hold, the latest: perhaps a claim is on its way.
+        self._cancelled_early: deque[tuple[str, int]] = deque(maxlen=_MOST_CANCELLED_EARLY)
+        # What keeps a caller's cancellation and the begin of the same run from missing each other.
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._executions)
@@ -30,7 +38,11 @@ class Held:
 
     def add(self, execution: Execution) -> None:
         """Hold a run that was just claimed."""
-        self._executions[execution.run.id, execution.run.generation] = execution
+        key = execution.run.id, execution.run.generation
+        with self._lock:
+            self._executions[key] = execution
+            if key in self._cancelled_early:
+                execution.cancelled_here()
 
     def remove(self, execution: Execution) -> None:
         """Let go of a run whose function has returned."""
@@ -51,11 +63,14 @@ class Held:
         for execution in list(self._executions.values()):
             execution.token.fire("released")
 
-    def cancelled_here(self, run_id: str) -> bool:
+    def cancelled_here(self, run_id: str, generation: int) -> bool:
         """Learn, in any thread, that this process has cancelled a run; tell whether that was told already."""
-        held = [execution for (held_id, _), execution in list(self._executions.items()) if held_id == run_id]
-        told = [execution.cancelled_here() for execution in held]
-        return any(told)
+        with self._lock:
+            execution = self._executions.get((run_id, generation))
+            if execution is None:
+                self._cancelled_early.append((run_id, generation))
+                return False
+        return execution.cancelled_here()
 
     def oldest_step_age(self, now: float) -> float | None:
         """Tell how long the longest step in flight has been running, in seconds; None without one."""

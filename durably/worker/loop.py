@@ -193,9 +193,9 @@ class Worker:
         """Whether this call comes from the worker's event loop."""
         return threading.get_ident() == self._thread_id
 
-    def cancelled_here(self, run_id: str) -> bool:
+    def cancelled_here(self, run_id: str, generation: int) -> bool:
         """Learn, in any thread, that this process has cancelled a run; tell whether that was told already."""
-        return self._held.cancelled_here(run_id)
+        return self._held.cancelled_here(run_id, generation)
 
     def check_held(self) -> None:
         """Find out soon, without waiting for a heartbeat, which runs are no longer ours. On the loop."""
