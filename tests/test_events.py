@@ -356,7 +356,7 @@ def test_a_cancellation_between_the_claim_and_its_answer_is_told_once(app: Durab
         step.run("never", lambda: ran.append("never"))
 
     app.start()
-    local = app._local
+    local = app.in_process._started
     assert isinstance(local, LocalWorker)
     worker, loop = local._worker, local._loop
     assert worker is not None
