@@ -80,7 +80,10 @@ class Codec:
         is_plain = self._adapter is None or type(value) is self._as_is
         data = value if is_plain else self._dump(self._adapter, value)
         plain = _plain(data, "$", 0)
-        return Encoded(write_json(plain), plain)
+        try:
+            return Encoded(write_json(plain), plain)
+        except ValueError as error:  # Python spells no integer of more than 4,300 digits
+            raise Unfit("$", str(error)) from error
 
     def decode(self, text: str) -> Any:
         """

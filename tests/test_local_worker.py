@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from durably import AsyncStep, Durably, Progress, StepContext, UsageError, Valid
 from durably.local import LocalWorker
 from durably.store import workers
 from durably.store.committer import Committer
+from durably.supervisor.channel import encode
 from tests.support import AppMaker, Wrap, add_worker, claim, eventually, hear, make_silent, read, sql, types
 
 
@@ -349,12 +351,13 @@ def test_no_log_entry_and_no_progress_fails_a_job(app: Durably) -> None:
         step.log.info("x" * 1_000_000)
         step.log.info("large", **{f"k{n}": "y" * 10_000 for n in range(100)})
         step.log.info(7)  # type: ignore[arg-type]
+        step.log.info(UnspeakableRepr(), keys={UnspeakableRepr(): 1}, digits=10**5000)  # type: ignore[arg-type]
         return "done"
 
     run = job.trigger()
     app.process_one()
     assert read(app, run).status == "completed"
-    first, long, large, number = app.get_logs(run.id)
+    first, long, large, number, unspeakable = app.get_logs(run.id)
     assert first.data["value"] == "{1}"
     assert first.data["nan"] == "nan"
     assert "UnspeakableRepr" in first.data["broken"] or "no repr" in first.data["broken"]
@@ -362,10 +365,15 @@ def test_no_log_entry_and_no_progress_fails_a_job(app: Durably) -> None:
     assert len(long.message) < 20_000
     assert large.data["cut"] is True
     assert number.message == "7"
+    assert "RuntimeError" in unspeakable.message
+    assert "no repr" in unspeakable.data["keys"]
+    assert "no repr" in unspeakable.data["digits"]
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), object(), "half", {1}, "\ud800"], ids=lambda v: repr(v)[:20]
+    "value",
+    [float("nan"), float("inf"), object(), "half", {1}, "\ud800", 10**400, 10**5000, UnspeakableRepr()],
+    ids=lambda v: type(v).__name__,
 )
 def test_progress_that_cannot_be_stored_fails_no_job_and_hides_no_run(app: Durably, value: Any) -> None:
     # contract 148
@@ -377,6 +385,53 @@ def test_progress_that_cannot_be_stored_fails_no_job_and_hides_no_run(app: Durab
     run = job.trigger()
     app.process_one()
     assert (read(app, run).status, read(app, run).output) == ("completed", "done")
+
+
+@pytest.mark.parametrize(
+    ("message", "stored"),
+    [
+        (UnspeakableRepr(), "<no text: __str__ raised RuntimeError>"),
+        ("\ud800\0", "\\ud800\\0"),
+        (7, "7"),
+        ("ä" * 50_000, "[cut from 50000 characters]"),
+    ],
+    ids=["broken", "surrogate", "number", "long"],
+)
+def test_a_progress_message_is_stored_and_told_as_text_that_crosses_a_channel(
+    app: Durably, message: Any, stored: str
+) -> None:
+    # contract 147, 148, 150
+    @app.job("job")
+    def job(step: StepContext, input: None) -> None:
+        step.progress(2**70, 2**80, message)
+
+    heard = hear(app, "run:progress")
+    run = job.trigger()
+    app.process_one()
+    found = read(app, run)
+    assert found.status == "completed"
+    assert found.progress is not None
+    assert (found.progress.current, found.progress.total) == (float(2**70), float(2**80))
+    assert str(found.progress.message).endswith(stored)
+    assert len(str(found.progress.message).encode()) <= 16 * 1024
+    assert [event.progress for event in heard] == [found.progress]
+    assert len(encode(heard[0])) < 20_000
+
+
+def test_the_last_progress_is_stored_however_threads_take_turns(app: Durably) -> None:
+    # contract 149, 150
+    @app.job("job")
+    def job(step: StepContext, input: None) -> None:
+        for n in range(200):
+            step.progress(n)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        runs = job.batch_trigger([None] * 20)
+        app.process_until_idle()
+    finally:
+        sys.setswitchinterval(0.005)
+    assert {read(app, run).progress for run in runs} == {Progress(current=199)}
 
 
 def test_an_outage_is_told_once_and_ends_no_loop(

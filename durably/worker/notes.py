@@ -9,18 +9,20 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from durably import events
-from durably.codec import PLAIN, Unfit
+from durably.codec import PLAIN
+from durably.model import Progress
 from durably.store.intents import LogLine, ProgressNote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from durably.events import Event
-    from durably.model import LogLevel, Progress
+    from durably.model import LogLevel
     from durably.worker.execution import Execution
 
 _MOST_LINES_IN_FLIGHT: Final = 10_000
-_LONGEST_MESSAGE: Final = 16 * 1024
+_LONGEST_MESSAGE: Final = 16 * 1024 - 64  # bytes, and room for the mark
+_LARGEST_INTEGER: Final = 2**63
 _LARGEST_DATA: Final = 64 * 1024
 
 
@@ -43,14 +45,20 @@ class Notes:
 
     def progress(self, value: Progress) -> None:
         """Have *value* written soon; a newer one may overtake it. One that is no number is logged instead."""
-        if not all(_is_number(n) for n in (value.current, value.total) if n is not None):
-            self.log("warning", "progress ignored: it is no finite number", {"progress": repr(value)}, None)
+        try:
+            fitted = Progress(
+                current=_as_number(value.current),
+                total=None if value.total is None else _as_number(value.total),
+                message=None if value.message is None else _fit_message(value.message),
+            )
+        except (ValueError, OverflowError):
+            data = {"current": value.current, "total": value.total}
+            self.log("warning", "progress ignored: it is no finite number", data, None)
             return
         with self._lock:
-            self._newest = value
-            if self._progress_in_flight:
-                return
-        self._send_progress()
+            self._newest = fitted
+            if not self._progress_in_flight:
+                self._send_progress()
 
     def log(self, level: LogLevel, message: str, data: Mapping[str, Any], step_name: str | None) -> None:
         """Have a log line written soon."""
@@ -63,21 +71,21 @@ class Notes:
 
     def flush(self) -> None:
         """Hand over what waits, so that it is written no later than what is handed over next."""
-        self._send_progress()
         with self._lock:
+            self._send_progress()
             dropped, self._lines_dropped = self._lines_dropped, 0
             self._lines_in_flight += bool(dropped)
         if dropped:
             self._send_line("warning", f"{dropped} log lines dropped: logged faster than the database writes", {}, None)
 
     def _send_progress(self) -> None:
-        with self._lock:
-            value, self._newest = self._newest, None
-            if value is None:
-                return
-            self._progress_in_flight = True
+        """Hand the newest value over. Under the lock, so that no older one can follow it."""
+        value, self._newest = self._newest, None
+        if value is None:
+            return
+        self._progress_in_flight = True
         run = self._execution.run
-        text = json.dumps({k: v for k, v in asdict(value).items() if v is not None}, default=str)
+        text = json.dumps({k: v for k, v in asdict(value).items() if v is not None})
         self._submit(
             ProgressNote(run_id=run.id, generation=run.generation, progress=text),
             events.RunProgress(**self._execution.facts(), progress=value),
@@ -87,7 +95,7 @@ class Notes:
     def _progress_arrived(self) -> None:
         with self._lock:
             self._progress_in_flight = False
-        self._send_progress()
+            self._send_progress()
 
     def _send_line(self, level: LogLevel, message: str, data: Mapping[str, Any], step_name: str | None) -> None:
         run = self._execution.run
@@ -121,13 +129,24 @@ class Notes:
         host.committer.submit(intent, settle)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _as_number(value: object) -> float:
+    """Check that *value* is a number that JSON and every reader of it can hold; raise a ValueError else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError
+    number = int(value) if isinstance(value, int) else float(value)  # numpy's floats are floats, but not to orjson
+    return number if isinstance(number, float) or abs(number) < _LARGEST_INTEGER else float(number)
 
 
 def _fit_message(message: object) -> str:
-    text = str(message).encode(errors="backslashreplace").decode().replace("\0", "\\0")
-    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + f"[cut from {len(text)} characters]"
+    """Make text of anything: without what no database stores, cut to what crosses a channel whole, and marked."""
+    try:
+        text = str(message)
+    except Exception as error:  # noqa: BLE001 - a broken __str__ must not fail the job
+        return f"<no text: __str__ raised {type(error).__qualname__}>"
+    data = text.encode(errors="backslashreplace").replace(b"\0", b"\\0")
+    if len(data) <= _LONGEST_MESSAGE:
+        return data.decode()
+    return data[:_LONGEST_MESSAGE].decode(errors="ignore") + f"[cut from {len(text)} characters]"
 
 
 def _fit_data(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +160,7 @@ def _fit_data(data: Mapping[str, Any]) -> dict[str, Any]:
 def _fit_value(value: object) -> Any:
     try:
         return PLAIN.encode(value).data
-    except Unfit:
+    except Exception:  # noqa: BLE001 - not only Unfit: keys may be of classes with a broken __repr__
         try:
             return _fit_message(repr(value))
         except Exception as error:  # noqa: BLE001 - a broken __repr__ must not fail the job
