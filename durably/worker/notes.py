@@ -37,7 +37,8 @@ class Notes:
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
-        self._lock = threading.Lock()
+        # Reentrant: a committer that has ended answers at once, in the thread that hands over.
+        self._lock = threading.RLock()
         self._progress_in_flight = False
         self._newest: Progress | None = None
         self._lines_in_flight = 0
