@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from durably.errors import ValidationError
 from durably.events import CATALOGUE, Event, Process, Role, SupervisorError, WorkerError
+from durably.forks import after_fork_in_child
 
 Handler: TypeAlias = Callable[[Any], Any]
 OnError: TypeAlias = Callable[[BaseException, Event], None]
@@ -39,7 +40,7 @@ class Emitter:
         # Replaced whole on each change, under the lock; read without it.
         self._handlers: tuple[tuple[str, Callable[[Any], None], object], ...] = ()
         self._start_counting(role)
-        os.register_at_fork(after_in_child=_weakly(self._start_counting_after_fork))
+        after_fork_in_child(self._start_counting_after_fork)
 
     def _start_counting(self, role: Role, worker_id: str | None = None) -> None:
         self._lock = threading.Lock()
@@ -141,16 +142,3 @@ class Emitter:
             self.emit(
                 WorkerError(context="handler", severity="error", error=str(error), error_type=type(error).__qualname__)
             )
-
-
-def _weakly(method: Callable[[], None]) -> Callable[[], None]:
-    """Call *method* for as long as its object lives: fork hooks are never unregistered."""
-    import weakref
-
-    reference = weakref.WeakMethod(method)
-
-    def call() -> None:
-        if (alive := reference()) is not None:
-            alive()
-
-    return call

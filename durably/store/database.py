@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from durably.errors import DatabaseUnavailableError
+from durably.forks import after_fork_in_child, before_fork
 from durably.store.dialects import find_dialect
 from durably.store.migrations import check_schema, migrate
 from durably.store.pause import Pause
@@ -52,22 +53,36 @@ class Database:
         self._checked = False
         self._pid = os.getpid()
         self._watches = threading.BoundedSemaphore(_MOST_WATCHES)
+        before_fork(self._close_idle)
+        after_fork_in_child(self._start_anew)
 
     def engine(self) -> Engine:
         """Give this process's engine. A forked child makes its own and leaves the parent's connections alone."""
-        if self._pid != os.getpid():
-            self._start_anew_after_fork()
         with self._lock:
             if self._engine is None:
                 self._engine = self.dialect.create_engine()
             return self._engine
 
-    def _start_anew_after_fork(self) -> None:
+    def _close_idle(self) -> None:
+        """
+        Close the connections that nobody uses. In the parent, before it forks; the next use opens new ones.
+
+        SQLite remembers in the process's memory which locks it holds on a file, and a child inherits the memory but
+        not the locks: it would believe to hold locks that it does not, and whoever closes the file last would take
+        the WAL away from under it, with all that the child has committed.
+        """
+        engine = self._engine
+        if engine is not None:
+            engine.dispose()
+
+    def _start_anew(self) -> None:
+        """Forget the parent's engine and leave its connections alone. In a child, right after the fork."""
         self._lock = threading.Lock()
         if self._engine is not None:
             self._engine.dispose(close=False)
         self._engine = None
         self._watches = threading.BoundedSemaphore(_MOST_WATCHES)
+        self._checked = False
         self._pid = os.getpid()
 
     @contextmanager
