@@ -1,5 +1,4 @@
 """The committer: many intents in one commit, one culprit alone, what is transient waited out, closing."""
-# ruff: noqa: ARG005 - a job takes (step, input) whether or not it reads them
 
 import asyncio
 import shutil

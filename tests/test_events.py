@@ -1,5 +1,4 @@
 """Events: what is told, in which order, to whom, and what handlers can break."""
-# ruff: noqa: ARG005 - a job takes (step, input) whether or not it reads them
 
 import asyncio
 import contextlib

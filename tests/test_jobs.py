@@ -1,5 +1,4 @@
 """Jobs: definition, names, types, registration; what a job's value and exception become."""
-# ruff: noqa: ARG005 - a job takes (step, input) whether or not it reads them
 
 import asyncio
 import functools

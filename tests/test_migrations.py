@@ -1,5 +1,4 @@
 """Migrations: once, by one of many, beside others' tables, and never by a start."""
-# ruff: noqa: ARG005 - a job takes (step, input) whether or not it reads them
 
 import asyncio
 import os

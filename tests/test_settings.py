@@ -1,5 +1,4 @@
 """Settings and the instance: where values come from, what is refused, what is not opened, threads and forks."""
-# ruff: noqa: ARG005 - a job takes (step, input) whether or not it reads them
 
 import asyncio
 import math
