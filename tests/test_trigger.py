@@ -21,7 +21,7 @@ from durably import (
     ids,
 )
 from durably.handle import parse_json
-from tests.support import AppMaker, eventually, hear, read, sql, types
+from tests.support import AppMaker, add_worker, claim, eventually, hear, read, sql, types
 
 
 class Order(pydantic.BaseModel):
@@ -346,3 +346,35 @@ def test_a_batch_is_written_as_a_whole_or_not_at_all(app: Durably) -> None:
     with pytest.raises(Exception, match="durably_labels"):
         handle.batch_trigger([BatchItem(5), BatchItem(6, labels={"a": "b"})])
     assert len(app.get_runs()) == 3
+
+
+def test_coalescing_with_the_active_run_takes_a_pending_one_first_and_else_the_running_one(app: Durably) -> None:
+    # contract 114, 115
+    handle = app.register(define_job("job", nothing))
+    other = app.register(define_job("other", nothing))
+    running = handle.trigger(1, concurrency_key="k")
+    claim(app, add_worker(app))
+    assert handle.trigger(2, concurrency_key="l", coalesce="active").disposition == "created"
+    assert other.trigger(3, concurrency_key="k", coalesce="active").disposition == "created"
+    taken = handle.trigger(4, concurrency_key="k", coalesce="active", labels={"of": "the second"})
+    assert (taken.id, taken.disposition, taken.status) == (running.id, "coalesced", "running")
+    assert (taken.input, taken.labels) == (1, {})
+    pending = handle.trigger(5, concurrency_key="k", coalesce="skip")
+    assert pending.disposition == "created"
+    younger = handle.trigger(6, concurrency_key="k")
+    assert younger.disposition == "created"
+    taken = handle.trigger(7, concurrency_key="k", coalesce="active")
+    assert (taken.id, taken.status) == (pending.id, "pending")
+
+
+def test_only_a_batch_item_is_read_as_options(app: Durably) -> None:
+    # contract 122, 125
+    handle = app.register(define_job("job", nothing))
+    like_options = {"input": 1, "labels": {"org": "a"}, "idempotency_key": "k"}
+    item = BatchItem(like_options, idempotency_key="k", concurrency_key="c", coalesce="skip", labels={"org": "b"})
+    plain, optional, again = handle.batch_trigger([like_options, item, item])
+    assert (plain.input, plain.labels, plain.idempotency_key) == (like_options, {}, None)
+    assert (optional.input, optional.labels) == (like_options, {"org": "b"})
+    assert (optional.idempotency_key, optional.concurrency_key) == ("k", "c")
+    assert (plain.disposition, optional.disposition, again.disposition) == ("created", "created", "idempotent")
+    assert again.id == optional.id

@@ -1,0 +1,128 @@
+"""With the database away the supervisor goes on with all that needs none, and with the rest when it is back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from tests.e2e.harness import Supervised
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@contextlib.contextmanager
+def away(url: str) -> Iterator[None]:
+    """Keep everybody else from writing, as a stranger can who never ends a transaction."""
+    stranger = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    stranger.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        stranger.execute("ROLLBACK")
+        stranger.close()
+
+
+def test_a_worker_that_dies_while_the_database_is_away_is_reaped_then_and_recovered_later(tmp_path: Path) -> None:
+    # contract 155, 168
+    settings: dict[str, Any] = {"heartbeat_interval": 0.2, "stale_threshold": 30, "database_timeout": 0.5}
+    with Supervised(tmp_path, workers=2, **settings) as supervised:
+        workers = supervised.until_ready(2)
+        (run_id,) = supervised.trigger("wait", 0.5)
+        eventually(lambda: [run_id, "waiting"] in [note[:2] for note in supervised.notes()])
+        held = supervised.client.get_run(run_id)
+        assert held is not None
+        with away(supervised.url):
+            victim = workers[str(held.worker_id)]
+            os.kill(victim, signal.SIGKILL)
+            eventually(lambda: not psutil.pid_exists(victim))
+            supervised.process.send_signal(signal.SIGTTIN)
+            # Supervisor, keeper, the worker that is left, the one in the other's place, and the one asked for.
+            eventually(lambda: len(supervised.children()) == 4)
+            eventually(lambda: [e for e in supervised.events("worker:error") if e["context"] == "database"])
+            assert not supervised.events("worker:exit")
+        (told,) = eventually(lambda: supervised.events("worker:exit"))
+        assert (told["lost_worker"], told["signal"], told["recovered"]) == (held.worker_id, "SIGKILL", 1)
+        ended = supervised.client.wait_for_run(run_id, timeout=20)
+        assert (ended.interruptions, ended.attempt) == (1, 1)
+
+
+def test_the_supervisor_stops_in_time_while_the_database_is_away(tmp_path: Path) -> None:
+    # contract 168, 172
+    settings: dict[str, Any] = {"database_timeout": 0.5, "drain_timeout": 0.5, "kill_timeout": 1}
+    with Supervised(tmp_path, workers=2, **settings) as supervised:
+        supervised.until_ready(2)
+        (run_id,) = supervised.trigger("wait", 0.2)
+        eventually(lambda: [run_id, "waiting"] in [note[:2] for note in supervised.notes()])
+        with away(supervised.url):
+            supervised.process.send_signal(signal.SIGTERM)
+            code = supervised.wait(30)
+            assert code in (0, 3)
+            assert supervised.events("supervisor:stop")[-1]["exit_code"] == code
+        stored = supervised.client.get_run(run_id)
+        assert stored is not None
+        assert stored.interruptions == 0
+
+
+TICKS = """
+import os, signal, sqlite3, time
+from durably import Supervisor, define_job
+
+def talk(step, n):
+    for i in range(n):
+        step.run(f"{i}", lambda: "x" * 8000)
+
+job = define_job("talk", talk)
+supervisor = Supervisor(dialect_url=url, jobs=[job], workers=2, stale_threshold=30)
+started, heard = [], []
+supervisor.on("worker:start", started.append)
+supervisor.on("step:complete", heard.append)
+supervisor.begin()
+took = []
+
+def round():
+    began = time.monotonic()
+    supervisor.tick(began)
+    took.append(time.monotonic() - began)
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        supervisor._wait()
+        round()
+
+until(lambda: len(started) == 2)
+for _ in range(100):
+    round()                      # nothing has happened: nothing is waited for
+client = supervisor_client(url, job)
+client.batch_trigger([500, 500])
+until(lambda: len(heard) > 50)   # the channels are full of events
+stranger = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+stranger.execute("BEGIN IMMEDIATE")
+os.kill(started[0].process.pid, signal.SIGKILL)
+locked = time.monotonic()
+until(lambda: time.monotonic() > locked + 3)
+stranger.execute("ROLLBACK")
+supervisor.stop()
+until(lambda: supervisor.is_over)
+print(max(took), sorted(took)[len(took) // 2])
+"""
+
+
+def test_no_round_waits_for_the_database_or_a_channel(python: Callable[..., subprocess.Popen[str]]) -> None:
+    # contract 174
+    client = "from durably import Durably\nsupervisor_client = lambda url, job: Durably(url).register(job)\n"
+    process = python(client + TICKS)
+    longest, median = map(float, process.communicate(timeout=90)[0].split()[-2:])
+    # The database was away for 3 s, and gives up after 10.
+    assert longest < 2
+    assert median < 0.1
