@@ -69,12 +69,18 @@ class Claimer:
         self._pause = Pause(settings.polling_interval / 10, settings.polling_interval * 10)
         self._not_before = 0.0
         self.free = self._slots
-        self.on_their_way: set[asyncio.Future[list[ClaimedRun]]] = set()
+        # Claims that are not answered, and for how many slots each asks.
+        self.on_their_way: dict[asyncio.Future[list[ClaimedRun]], int] = {}
 
     @property
     def is_empty(self) -> bool:
         """Whether every slot is free."""
         return self.free == self._slots
+
+    @property
+    def unheld(self) -> int:
+        """How many slots hold no run: those that are free, and those that a claim is on its way for."""
+        return self.free + sum(self.on_their_way.values())
 
     @property
     def is_spent(self) -> bool:
@@ -123,7 +129,7 @@ class Claimer:
         self._spend(limit)
         self._exclusive = company != "beside"
         answer: asyncio.Future[list[ClaimedRun]] = asyncio.get_running_loop().create_future()
-        self.on_their_way.add(answer)
+        self.on_their_way[answer] = limit
         answer.add_done_callback(partial(self._take, limit, company))
         intent = Claim(
             worker_id=self._worker_id,
@@ -143,7 +149,7 @@ class Claimer:
         return "alone" if self.is_empty else "beside"
 
     def _take(self, limit: int, company: Company, answer: asyncio.Future[list[ClaimedRun]]) -> None:
-        self.on_their_way.discard(answer)
+        del self.on_their_way[answer]
         error = answer.exception()
         claimed = [] if error is not None else answer.result()
         self._spend(len(claimed) - limit)

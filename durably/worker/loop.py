@@ -354,7 +354,7 @@ class Worker:
         self.emitter.emit(
             events.WorkerHeartbeat(
                 running=len(self._held),
-                free=self._claimer.free,
+                free=self._claimer.unheld,
                 oldest_step_age=self._held.oldest_step_age(time.monotonic()),
                 loop_lag=self._loop_lag,
                 events_dropped=self._events_dropped(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -31,11 +32,20 @@ class Supervised:
     Args:
         folder: For the database, the journal and the log.
         options: Of `durably supervise`.
+        url: Of a database that another supervises too; else one of its own.
         settings: By name, through the environment.
     """
 
-    def __init__(self, folder: Path, *options: str, app: Path = APP, workers: int = 2, **settings: Any) -> None:
-        self.url = f"sqlite:///{folder / 'runs.db'}"
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        app: Path = APP,
+        workers: int = 2,
+        url: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self.url = url or f"sqlite:///{folder / 'runs.db'}"
         self.journal = folder / "journal"
         self.journal.touch()
         self._log = folder / "log.jsonl"
@@ -128,6 +138,28 @@ class Supervised:
         for line in self.lines():
             problems = list(_validator().iter_errors(line))
             assert not problems, f"{line}: {problems[0].message}"
+
+
+def stop_between_commits(supervised: Supervised, *processes: psutil.Process) -> None:
+    """Stop processes at a moment when none holds SQLite's one right to write, which nobody else has then."""
+    gate = os.open(supervised.url.removeprefix("sqlite:///") + "-gate", os.O_RDWR)
+
+    def stopped() -> bool:
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        eventually(lambda: all(process.status() == psutil.STATUS_STOPPED for process in processes))
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for process in processes:
+                process.send_signal(signal.SIGCONT)
+            return False
+        return True
+
+    try:
+        eventually(stopped)
+    finally:
+        os.close(gate)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import threading
@@ -13,7 +12,7 @@ import pytest
 
 from durably import Supervisor, define_job
 from durably.supervisor.supervisor import EXIT_FAILED, EXIT_KILLED
-from tests.e2e.harness import Supervised
+from tests.e2e.harness import Supervised, stop_between_commits
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -254,7 +253,7 @@ def test_a_worker_stopped_while_it_tells_much_does_not_hold_up_the_others(tmp_pa
         eventually(lambda: len(supervised.client.get_steps(flood)) > 20)
         flooding = supervised.client.get_run(flood)
         assert flooding is not None
-        stop_between_commits(supervised, workers[str(flooding.worker_id)])
+        stop_between_commits(supervised, psutil.Process(workers[str(flooding.worker_id)]))
         (run_id,) = supervised.trigger("count", 3)
         eventually(lambda: status_of(supervised, run_id) == "completed")
         eventually(lambda: run_id in {line["run_id"] for line in supervised.events("run:complete")})
@@ -351,26 +350,6 @@ def test_in_a_process_with_threads_it_spawns_instead_of_forking(tmp_path: Path, 
     finally:
         release.set()
         other.join()
-
-
-def stop_between_commits(supervised: Supervised, pid: int) -> None:
-    """Stop a process at a moment when it does not hold SQLite's one right to write, which nobody else has then."""
-    gate = os.open(supervised.url.removeprefix("sqlite:///") + "-gate", os.O_RDWR)
-
-    def stopped() -> bool:
-        os.kill(pid, signal.SIGSTOP)
-        eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
-        try:
-            fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.kill(pid, signal.SIGCONT)
-            return False
-        return True
-
-    try:
-        eventually(stopped)
-    finally:
-        os.close(gate)
 
 
 def client_app() -> Path:
