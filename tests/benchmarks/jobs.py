@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from pathlib import Path
 
 from durably import AsyncStep, Durably, Job, StepContext, define_job
 
@@ -55,6 +56,17 @@ async def _victim(step: AsyncStep, _input: None) -> int:
     return await step.run("next", next_step)
 
 
+def _cancellee(step: StepContext, stamp: str) -> None:
+    """Wait in a step until its token fires, and leave the time in the file *stamp*, which is there from the start."""
+
+    def until_fired() -> None:
+        Path(stamp).touch()
+        step.cancelled.wait()
+        Path(stamp).write_text(str(time.monotonic_ns()), encoding="ascii")
+
+    step.run("wait", until_fired)
+
+
 async def _filler(_step: AsyncStep, _input: None) -> None:
     await asyncio.sleep(0.05)
 
@@ -77,6 +89,7 @@ JOBS = (
     _async_job(10),
     define_job("stamp", _stamp, output=int),
     define_job("victim", _victim, output=int),
+    define_job("cancellee", _cancellee, input=str),
     define_job("filler", _filler),
     define_job("chatter", _chatter, input=float, output=int),
 )

@@ -23,7 +23,7 @@ _WORKERS = 4
 _SETTLE_SECONDS = 2.0
 _LEAST_PAUSE, _LONGEST_PAUSE = 0.02, 0.15
 # Wakes for each byte and tells when; monotonic_ns is CLOCK_MONOTONIC, one clock for all processes.
-_ECHO = "import os, time\nwhile os.read(0, 1): os.write(1, b'%d\\n' % time.monotonic_ns())"
+ECHO = "import os, time\nwhile os.read(0, 1): os.write(1, b'%d\\n' % time.monotonic_ns())"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def _measure_round(folder: Path, triggers: int) -> tuple[list[float], list[float
     with (
         Supervised(folder, workers=_WORKERS) as supervised,
         closing(Bare(folder / "bare.db")) as bare,
-        subprocess.Popen((sys.executable, "-c", _ECHO), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as echo,
+        subprocess.Popen((sys.executable, "-c", ECHO), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as echo,
     ):
         supervised.wait_for("worker:start", _WORKERS)
         time.sleep(_SETTLE_SECONDS)
@@ -63,7 +63,7 @@ def _measure_round(folder: Path, triggers: int) -> tuple[list[float], list[float
             run = handle.trigger()
             stamps.append((run.id, before, time.monotonic_ns()))
             time.sleep(random.uniform(_LEAST_PAUSE, _LONGEST_PAUSE))
-            reference.append(_bare_wake(bare, echo, number))
+            reference.append(bare_wake(bare, echo, number))
         ended = [(app.wait_for_run(run_id, timeout=30).output, *times) for run_id, *times in stamps]
         assert echo.stdin is not None
         echo.stdin.close()
@@ -72,7 +72,7 @@ def _measure_round(folder: Path, triggers: int) -> tuple[list[float], list[float
     return called, returned, reference
 
 
-def _bare_wake(bare: Bare, echo: subprocess.Popen[bytes], number: int) -> float:
+def bare_wake(bare: Bare, echo: subprocess.Popen[bytes], number: int) -> float:
     """Commit one row and wake a process that sleeps on a pipe: the least that the way can cost."""
     assert echo.stdin is not None
     assert echo.stdout is not None
