@@ -1,23 +1,78 @@
-"""What an object does when its process forks, for as long as it lives: the hooks themselves are never unregistered."""
+"""What objects do when their process forks, for as long as they live: the hooks themselves are never unregistered."""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-def before_fork(method: Callable[[], None]) -> None:
-    """Call *method*, which is bound, in the parent before each fork."""
-    os.register_at_fork(before=_weakly(method))
+    from collections.abc import Callable, Iterator
 
 
 def after_fork_in_child(method: Callable[[], None]) -> None:
     """Call *method*, which is bound, in each forked child before anything else."""
     os.register_at_fork(after_in_child=_weakly(method))
+
+
+def around_forks(before: Callable[[], None], in_parent: Callable[[], None], in_child: Callable[[], None]) -> None:
+    """Call *before* in the parent before each fork, then *in_parent* there and *in_child* in the child; all bound."""
+    os.register_at_fork(before=_weakly(before), after_in_parent=_weakly(in_parent), after_in_child=_weakly(in_child))
+
+
+class ForkGate:
+    """Lets a fork wait until nobody is in the middle of something that a copy of the process could not go on with."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        # Both under the condition's lock: how deep each thread is inside, by its id; whether a fork is under way.
+        self._inside: dict[int, int] = {}
+        self._is_shut = False
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Be in the middle of something. Waits for a fork that is under way, unless this thread is inside already."""
+        me = threading.get_ident()
+        with self._changed:
+            while self._is_shut and me not in self._inside:
+                self._changed.wait()
+            self._inside[me] = self._inside.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside[me] -= 1
+                if not self._inside[me]:
+                    del self._inside[me]
+                    if self._is_shut:
+                        self._changed.notify_all()
+
+    def shut(self, timeout: float) -> bool:
+        """
+        Let nobody else in, and wait until all are out. Follow it by `open`, whatever it returns.
+
+        Args:
+            timeout: Seconds.
+
+        Returns:
+            Whether all are out, this thread included.
+        """
+        deadline = time.monotonic() + timeout
+        me = threading.get_ident()
+        with self._changed:
+            self._is_shut = True
+            while (others := set(self._inside) - {me}) and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+            return not others and me not in self._inside
+
+    def open(self) -> None:
+        """Let everybody in again."""
+        with self._changed:
+            self._is_shut = False
+            self._changed.notify_all()
 
 
 def _weakly(method: Callable[[], None]) -> Callable[[], None]:

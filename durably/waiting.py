@@ -178,13 +178,12 @@ class Wait:
         if watch is not None:
             self._database.close_watch(watch)
 
-    @staticmethod
-    def _settle(watch: Watch) -> None:
+    def _settle(self, watch: Watch) -> None:
         """Give the commit whose sign came time to be seen; one that comes meanwhile is seen with it."""
         with contextlib.suppress(Exception):  # the next look tells what is wrong with the database
             for seconds in _LOOKS_AFTER_A_SIGN:
                 time.sleep(seconds)
-                if watch.changed():
+                if self._database.has_changed(watch):
                     return
 
     def _pause(self) -> float:

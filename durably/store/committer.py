@@ -145,11 +145,11 @@ class Committer:
         """Wake those who wait for what was committed; many commits share a ring."""
         self._ring_is_due = False
         self._rang_at = time.monotonic()
-        if self._connection is not None:
-            try:
+        try:
+            with self._database.lasting(self._connection) as self._connection:
                 self._database.dialect.ring(self._connection)
-            except Exception:  # noqa: BLE001 - those who wait look by themselves too
-                self._disconnect()
+        except Exception:  # noqa: BLE001 - those who wait look by themselves too
+            self._disconnect()
 
     def _commit(self, batch: list[_Order], *, and_what_waits: bool) -> None:
         """Write *batch*, waiting out what is transient; if it fails for good, find the culprit one by one."""
@@ -180,13 +180,13 @@ class Committer:
         """Write *batch* in one transaction, with all that came while the right to write was waited for."""
         if self._connection is None:
             self._database.check()
-            self._connection = self._database.engine().connect()
-        if and_what_waits and self._finds_nothing(batch[0][0]):
-            return [[]]
-        with self._database.dialect.writing(self._connection, timeout=self._database.timeout):
-            if and_what_waits:
-                self._take_what_waits(batch)
-            return write_batch(self._connection, [intent for intent, _ in batch])
+        with self._database.lasting(self._connection) as self._connection:
+            if and_what_waits and self._finds_nothing(batch[0][0]):
+                return [[]]
+            with self._database.dialect.writing(self._connection, timeout=self._database.timeout):
+                if and_what_waits:
+                    self._take_what_waits(batch)
+                return write_batch(self._connection, [intent for intent, _ in batch])
 
     def _finds_nothing(self, intent: Intent) -> bool:
         """Look before a claim that comes alone, as an idle worker's does: most find nothing, and need not write."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -13,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from durably.errors import DatabaseUnavailableError
-from durably.forks import after_fork_in_child, before_fork
+from durably.forks import ForkGate, around_forks
 from durably.store.dialects import find_dialect
 from durably.store.migrations import check_schema, migrate
 from durably.store.pause import Pause
@@ -31,6 +32,7 @@ _FIRST_PAUSE_SECONDS: Final = 0.01
 _LONGEST_PAUSE_SECONDS: Final = 0.5
 # Each holds a connection of the pool, and one of the inotify instances that all processes of a user share.
 _MOST_WATCHES: Final = 8
+_LONGEST_WAIT_BEFORE_A_FORK_SECONDS: Final = 5.0
 
 
 class Database:
@@ -53,8 +55,11 @@ class Database:
         self._checked = False
         self._pid = os.getpid()
         self._watches = threading.BoundedSemaphore(_MOST_WATCHES)
-        before_fork(self._close_idle)
-        after_fork_in_child(self._start_anew)
+        self._gate = ForkGate()
+        # Under the gate: what is open between uses, so that it can be closed before a fork.
+        self._lasting: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._watching: weakref.WeakSet[Watch] = weakref.WeakSet()
+        around_forks(self._close_before_fork, self._go_on_after_fork, self._start_anew)
 
     def engine(self) -> Engine:
         """Give this process's engine. A forked child makes its own and leaves the parent's connections alone."""
@@ -63,40 +68,74 @@ class Database:
                 self._engine = self.dialect.create_engine()
             return self._engine
 
-    def _close_idle(self) -> None:
+    def _close_before_fork(self) -> None:
         """
-        Close the connections that nobody uses. In the parent, before it forks; the next use opens new ones.
+        Close every connection; the next use opens new ones. In the parent.
 
         SQLite remembers in the process's memory which locks it holds on a file, and a child inherits the memory but
-        not the locks: it would believe to hold locks that it does not, and whoever closes the file last would take
-        the WAL away from under it, with all that the child has committed.
+        not the locks: it would wait for ever for a lock that nobody holds, or believe to hold what it does not, and
+        whoever closes the file last would take the WAL away from under it, with all that the child has committed.
         """
-        engine = self._engine
-        if engine is not None:
-            engine.dispose()
+        if not self._gate.shut(_LONGEST_WAIT_BEFORE_A_FORK_SECONDS):
+            return  # somebody waits for the database longer than a fork may: then the child has what luck gives
+        for open_connection in list(self._lasting):
+            open_connection.close()
+        for watch in list(self._watching):
+            watch.let_go()
+        if self._engine is not None:
+            self._engine.dispose()
+
+    def _go_on_after_fork(self) -> None:
+        self._gate.open()
 
     def _start_anew(self) -> None:
         """Forget the parent's engine and leave its connections alone. In a child, right after the fork."""
         self._lock = threading.Lock()
+        self._gate = ForkGate()
         if self._engine is not None:
             self._engine.dispose(close=False)
         self._engine = None
+        self._lasting = weakref.WeakSet()
+        self._watching = weakref.WeakSet()
         self._watches = threading.BoundedSemaphore(_MOST_WATCHES)
         self._checked = False
         self._pid = os.getpid()
 
     @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Hold a connection, outside a transaction."""
+        with self._gate.passing(), self.engine().connect() as connection:
+            yield connection
+
+    @contextmanager
+    def lasting(self, connection: Connection | None) -> Iterator[Connection]:
+        """
+        Use a connection that its owner keeps between uses.
+
+        Args:
+            connection: The one of the last use, if there was one.
+
+        Returns:
+            The same, or a new one where it is closed, as it is after a fork.
+        """
+        with self._gate.passing():
+            if connection is None or connection.closed:
+                connection = self.engine().connect()
+                self._lasting.add(connection)
+            yield connection
+
+    @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Hold a connection for reading, in one transaction."""
         self.check()
-        with self.engine().connect() as connection:
+        with self.connection() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Hold a connection in one write transaction: committed at the end, rolled back on an error."""
         self.check()
-        with self.engine().connect() as connection, self.dialect.writing(connection, timeout=self.timeout):
+        with self.connection() as connection, self.dialect.writing(connection, timeout=self.timeout):
             yield connection
 
     def check(self) -> None:
@@ -110,7 +149,7 @@ class Database:
         if self._checked and self._pid == os.getpid():
             return
         self.dialect.check_reachable()
-        with self.engine().connect() as connection:
+        with self.connection() as connection:
             check_schema(connection)
         self._checked = True
 
@@ -135,7 +174,7 @@ class Database:
         """
         changed = self._persist(lambda: self._once(self.writing, change))
         if rings and self.dialect.capabilities.wakes == "ring":
-            with contextlib.suppress(SQLAlchemyError, OSError), self.engine().connect() as connection:
+            with contextlib.suppress(SQLAlchemyError, OSError), self.connection() as connection:
                 self.dialect.ring(connection)  # if it fails, polling is the net
         return changed
 
@@ -155,6 +194,34 @@ class Database:
                     raise unavailable(error, self.dialect) from error
             time.sleep(pause.next())
 
+    def watch(self) -> Watch | None:
+        """
+        Open a watch on commits by others, for the one in this process that watches all the time.
+
+        Raises:
+            DBAPIError: The database does not answer.
+        """
+        with self._gate.passing():
+            watch = self.dialect.watch(self.engine())
+            if watch is not None:
+                self._watching.add(watch)
+            return watch
+
+    def has_changed(self, watch: Watch) -> bool:
+        """
+        Tell whether another connection may have committed since the last call.
+
+        Raises:
+            DBAPIError: The database does not answer.
+        """
+        with self._gate.passing():
+            return watch.changed()
+
+    def upkeep(self) -> None:
+        """Do the dialect's upkeep."""
+        with self._gate.passing():
+            self.dialect.upkeep(self.engine())
+
     def open_watch(self) -> Watch | None:
         """
         Open a watch on commits by others, for one caller among any number; give it back with `close_watch`.
@@ -171,7 +238,7 @@ class Database:
             return None
         watch: Watch | None = None
         try:
-            watch = self._persist(lambda: self.dialect.watch(self.engine()))
+            watch = self._persist(self.watch)
         finally:
             if watch is None:
                 watches.release()
@@ -179,7 +246,8 @@ class Database:
 
     def close_watch(self, watch: Watch) -> None:
         """Close what `open_watch` gave, once."""
-        watch.close()
+        with self._gate.passing():
+            watch.close()
         self._watches.release()
 
     def migrate(self) -> bool:
@@ -193,7 +261,12 @@ class Database:
             SchemaTooNewError: The code does not know the database's revision; nothing was written.
             DatabaseUnavailableError: It cannot be opened or made.
         """
-        return self._persist(lambda: migrate(self.engine(), self.dialect, timeout=self.timeout))
+
+        def once() -> bool:
+            with self._gate.passing():
+                return migrate(self.engine(), self.dialect, timeout=self.timeout)
+
+        return self._persist(once)
 
     def close(self) -> None:
         """Close every connection; the next use opens new ones."""

@@ -168,7 +168,7 @@ class Keeper:
     def _watch_if_possible(self, selector: selectors.BaseSelector, now: float) -> bool:
         """Listen to the watch, but not before the next look is allowed."""
         if self._watch is None:
-            self._watch = self._database.dialect.watch(self._database.engine())
+            self._watch = self._database.watch()
             if self._watch is None:
                 self._look_after = now + self._polling_interval
                 return False
@@ -190,7 +190,7 @@ class Keeper:
         self._look_after = time.monotonic() + pause
         for seconds in _LOOKS:
             time.sleep(seconds)
-            if self._watch.changed():
+            if self._database.has_changed(self._watch):
                 self._look_for_news()
                 return
 

@@ -80,7 +80,7 @@ class Upkeep:
         if now >= self._next_recovery:
             self._next_recovery = now + self._settings.heartbeat_interval
             self._try("recovery", lambda: self.recover_stale(now))
-            self._try("upkeep", lambda: self._database.dialect.upkeep(self._database.engine()))
+            self._try("upkeep", self._database.upkeep)
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + _HOUSEKEEPING_SECONDS
             self._try("retention", self._purge)

@@ -41,6 +41,13 @@ class Watch(Protocol):
             DBAPIError: The database does not answer.
         """
 
+    def let_go(self) -> None:
+        """
+        Close the connection, before the process forks; `fileno` stays, and the next `changed` opens another.
+
+        Called while nobody is in `changed`.
+        """
+
     def close(self) -> None:
         """Free the descriptor and the connection."""
 

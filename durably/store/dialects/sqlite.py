@@ -192,6 +192,7 @@ class FileWatch:
     def __init__(self, path: Path, engine: Engine) -> None:
         from inotify_simple import INotify, flags
 
+        self._engine = engine
         with contextlib.ExitStack() as opened:
             self._connection = opened.enter_context(_without_transaction(engine))
             self._version = self._read_version()
@@ -205,12 +206,19 @@ class FileWatch:
         return int(self._inotify.fileno())
 
     def changed(self) -> bool:
-        """Compare the connection's data_version with that of the last call."""
+        """Compare the connection's data_version with that of the last call; a new connection's is always another."""
         for _ in self._inotify.read(timeout=0):
             pass
+        if self._connection.closed:
+            self._connection = _without_transaction(self._engine)
+            self._version = -1
         version = self._read_version()
         changed, self._version = version != self._version, version
         return changed
+
+    def let_go(self) -> None:
+        """Close the connection until the next `changed`."""
+        self._connection.close()
 
     def close(self) -> None:
         """Free inotify's descriptor and the connection."""
