@@ -11,17 +11,20 @@ import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 import pydantic
 from pydantic import TypeAdapter
-from pydantic_core import from_json
+from pydantic_core import SchemaSerializer, from_json
 
 from durably.errors import EncodingError, PayloadTooLargeError, ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pydantic.plugin._schema_validator import PluggableSchemaValidator
+    from pydantic_core import SchemaValidator
 
 _MAX_DEPTH: Final = 200
 
@@ -55,19 +58,26 @@ class Unfit(ValueError):  # noqa: N818 - what a value is, not an error of ours
         self.message = message
 
 
+class Coder(NamedTuple):
+    """pydantic's two halves for a declared type."""
+
+    validator: SchemaValidator | PluggableSchemaValidator
+    serializer: SchemaSerializer
+
+
 class Codec:
     """
     One type's way into the database and back.
 
     Args:
-        adapter: pydantic's adapter of a declared type; None for plain JSON data.
+        coder: pydantic's, of a declared type; None for plain JSON data.
         as_is: A declared type whose values are JSON already, so that pydantic need not look at them.
     """
 
-    __slots__ = ("_adapter", "_as_is")
+    __slots__ = ("_as_is", "_coder")
 
-    def __init__(self, adapter: TypeAdapter[Any] | None, as_is: type | None = None) -> None:
-        self._adapter = adapter
+    def __init__(self, coder: Coder | None, as_is: type | None = None) -> None:
+        self._coder = coder
         self._as_is = as_is
 
     def encode(self, value: Any) -> Encoded:
@@ -77,8 +87,8 @@ class Codec:
         Raises:
             Unfit: It does not fit the type, or is not JSON data.
         """
-        is_plain = self._adapter is None or type(value) is self._as_is
-        data = value if is_plain else self._dump(self._adapter, value)
+        is_plain = self._coder is None or type(value) is self._as_is
+        data = value if is_plain else self._dump(self._coder, value)
         plain = _plain(data, "$", 0)
         try:
             return Encoded(write_json(plain), plain)
@@ -92,19 +102,19 @@ class Codec:
         Raises:
             Unfit: It does not fit the type any more.
         """
-        if self._adapter is None:
+        if self._coder is None:
             return read_json(text)
         try:
-            return self._adapter.validate_json(text)
+            return self._coder.validator.validate_json(text)
         except pydantic.ValidationError as error:
             raise _unfit(error) from error
 
     @staticmethod
-    def _dump(adapter: TypeAdapter[Any] | None, value: Any) -> Any:
-        assert adapter is not None
+    def _dump(coder: Coder | None, value: Any) -> Any:
+        assert coder is not None
         try:
-            checked = adapter.validator.validate_python(value)
-            return adapter.serializer.to_python(checked, mode="json", warnings="error")
+            checked = coder.validator.validate_python(value)
+            return coder.serializer.to_python(checked, mode="json", warnings="error")
         except pydantic.ValidationError as error:
             raise _unfit(error) from error
         except (
@@ -159,13 +169,48 @@ def _build(declared: Any) -> Codec:
     try:
         adapter = TypeAdapter(declared)
         adapter.json_schema(mode="serialization")
+        serializer = SchemaSerializer(_plain_below_any(adapter.core_schema))
     except pydantic.errors.PydanticInvalidForJsonSchema as error:
         raise TypeError(f"{declared!r} cannot be written as JSON: {error.message.splitlines()[0]}") from error
     except pydantic.errors.PydanticUserError as error:
         raise TypeError(
             f"{declared!r} cannot be checked and written as JSON: {error.message.splitlines()[0]}"
         ) from error
-    return Codec(adapter, as_is=declared if declared in (bool, int, float, str) else None)
+    return Codec(Coder(adapter.validator, serializer), declared if declared in (bool, int, float, str) else None)
+
+
+# pydantic writes what is below Any as it sees fit: NaN as null, a set as a list. There our own rule for plain JSON data
+# holds; a pydantic model writes its fields itself, as its author configured it.
+_CONTAINERS: Final = {
+    "list": ("items_schema",),
+    "set": ("items_schema",),
+    "frozenset": ("items_schema",),
+    "dict": ("keys_schema", "values_schema"),
+}
+_NO_SCHEMAS: Final = frozenset({"metadata", "default", "expected", "members"})
+_NEVER_JSON: Final = frozenset({"is-subclass"})
+
+
+def _plain_below_any(schema: Any) -> Any:
+    """
+    Copy a core schema of pydantic's, in which what is below Any is written as plain JSON data.
+
+    Raises:
+        TypeError: It has a part whose values are no JSON, for which pydantic has a JSON schema all the same.
+    """
+    if isinstance(schema, list):
+        return [_plain_below_any(part) for part in schema]
+    if not isinstance(schema, dict) or schema.get("type") == "model":
+        return schema
+    kind = str(schema.get("type"))  # of a dict of fields, it may be the field of that name
+    if kind in _NEVER_JSON:
+        raise TypeError("a class cannot be written as JSON")
+    if kind == "any" and "serialization" not in schema:
+        return {**schema, "serialization": _PLAIN_SERIALIZATION}
+    copied = {key: value if key in _NO_SCHEMAS else _plain_below_any(value) for key, value in schema.items()}
+    for part in _CONTAINERS.get(kind, ()):
+        copied.setdefault(part, {"type": "any", "serialization": _PLAIN_SERIALIZATION})
+    return copied
 
 
 def check_input(codec: Codec, value: Any, limit: int) -> Encoded:
@@ -278,3 +323,10 @@ def _unfit(error: pydantic.ValidationError) -> Unfit:
 def _spell(location: tuple[int | str, ...]) -> Iterator[str]:
     for part in location:
         yield f"[{part}]" if isinstance(part, int) else f".{part}"
+
+
+def _serialize_plain(value: Any) -> Any:
+    return _plain(value, "$", 0)
+
+
+_PLAIN_SERIALIZATION: Final = {"type": "function-plain", "function": _serialize_plain}

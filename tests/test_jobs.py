@@ -146,12 +146,7 @@ def test_the_argument_goes_before_the_annotation(app: Durably) -> None:
         range,
         type,
         Callable[[], int],
-        pytest.param(
-            list[type[int]],
-            marks=pytest.mark.xfail(
-                strict=True, reason="pydantic gives a class a JSON schema, but writes none as JSON"
-            ),
-        ),
+        list[type[int]],
     ],
 )
 def test_a_type_that_cannot_be_coded_is_refused_at_definition(place: str, declared: Any) -> None:
@@ -309,11 +304,6 @@ def test_an_exit_out_of_a_job_fails_it_and_not_the_worker(
     assert types(heard).count("run:fail") == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=SystemExit,
-    reason="asyncio raises SystemExit of a task out of the loop, and with it ends the worker",
-)
 def test_an_exit_out_of_a_task_of_a_job_does_not_end_the_worker(app: Durably) -> None:
     # contract 39
     @app.job("job")

@@ -566,7 +566,7 @@ def test_whatever_happens_the_database_holds_what_the_model_does(app: Durably) -
     run_state_machine_as_test(
         lambda: LivesOfRuns(app),  # type: ignore[arg-type] # it takes what makes a machine, too
         settings=settings(
-            max_examples=5_000 if IS_LONG else 150,
+            max_examples=5_000 if IS_LONG else 100,
             stateful_step_count=100 if IS_LONG else 50,
             deadline=None,
             derandomize=not IS_LONG,

@@ -28,6 +28,7 @@ from durably.worker.held import Held
 from durably.worker.identity import new_worker
 from durably.worker.outcome import Ended, Executors, Outcome, Raised, Returned, call_job
 from durably.worker.pulse import Pulse
+from durably.worker.tasks import make_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -156,6 +157,7 @@ class Worker:
             DurablyError: The worker's row could not be written.
         """
         self._loop = asyncio.get_running_loop()
+        self._loop.set_task_factory(make_task)
         self._thread_id = threading.get_ident()
         await asyncio.to_thread(self._database.write, lambda connection: worker_rows.register(connection, self._me))
         self.emitter.become(self.emitter.process.role, self.id)

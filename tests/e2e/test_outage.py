@@ -104,7 +104,7 @@ until(lambda: len(started) == 2)
 for _ in range(100):
     round()                      # nothing has happened: nothing is waited for
 client = supervisor_client(url, job)
-client.batch_trigger([500, 500])
+client.batch_trigger([150, 150])
 until(lambda: len(heard) > 50)   # the channels are full of events
 stranger = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
 stranger.execute("BEGIN IMMEDIATE")

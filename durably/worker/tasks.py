@@ -1,0 +1,30 @@
+"""The tasks that jobs make: what asyncio would let end the whole loop, and with it the worker, ends the task alone."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from durably.worker.context import current_execution
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
+
+
+def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    """Make a task, as a loop's task factory; one that is made within a job is contained."""
+    if current_execution.get() is None or not inspect.iscoroutine(coroutine):
+        return asyncio.Task(coroutine, loop=loop, **options)
+    task = asyncio.Task(_contain(coroutine), loop=loop, **options)
+    task.add_done_callback(lambda _task: coroutine.close())  # one that was cancelled before it began, too
+    return task
+
+
+async def _contain(coroutine: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"a task of the job raised {type(error).__name__}: {error}") from error
