@@ -3,6 +3,7 @@
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import FrozenInstanceError, dataclass
 from typing import Any
 
@@ -316,6 +317,22 @@ def test_an_exit_out_of_a_task_of_a_job_does_not_end_the_worker(app: Durably) ->
     run = job.trigger()
     assert app.process_until_idle() == 1
     assert read(app, run).status == "failed"
+
+
+def test_a_context_variable_of_one_run_is_not_in_the_next(app: Durably) -> None:
+    # contract 39
+    variable: ContextVar[str] = ContextVar("variable", default="unset")
+    found: list[str] = []
+
+    @app.job("job")
+    async def job(step: AsyncStep, input: None) -> None:
+        found.append(variable.get())
+        variable.set("of an earlier run")
+        await step.run("only", asyncio.sleep, 0)
+
+    job.batch_trigger([None] * 5)
+    assert app.process_until_idle() == 5
+    assert found == ["unset"] * 5
 
 
 def test_an_input_that_no_longer_fits_fails_the_run_and_says_so(make_app: AppMaker) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -117,6 +118,7 @@ class Worker:
         self._loop_lag = 0.0
         self._thread_id = 0
         self._loop: asyncio.AbstractEventLoop
+        self._context: contextvars.Context
         self._wake: Final = asyncio.Event()
         self._claimer = Claimer(
             self.id, self._registry, self._settings, self.committer, self._doorbell, self._most_runs,
@@ -158,6 +160,8 @@ class Worker:
         """
         self._loop = asyncio.get_running_loop()
         self._loop.set_task_factory(make_task)
+        # Of no run: each run's task begins with a copy, so that nothing of the run before it is in its context.
+        self._context = contextvars.copy_context()
         self._thread_id = threading.get_ident()
         await asyncio.to_thread(self._database.write, lambda connection: worker_rows.register(connection, self._me))
         self.emitter.become(self.emitter.process.role, self.id)
@@ -249,7 +253,7 @@ class Worker:
         self._held.add(execution)
         if self._mode == "releasing":
             execution.token.fire("released")
-        task = self._loop.create_task(self._execute(execution))
+        task = self._loop.create_task(self._execute(execution), context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._execution_done)
 
