@@ -253,7 +253,7 @@ class Worker:
         self._held.add(execution)
         if self._mode == "releasing":
             execution.token.fire("released")
-        task = self._loop.create_task(self._execute(execution), context=self._context.copy())
+        task = self._context.copy().run(self._loop.create_task, self._execute(execution))
         self._tasks.add(task)
         task.add_done_callback(self._execution_done)
 
