@@ -152,7 +152,7 @@ def test_a_float_that_json_lacks_is_refused_inside_declared_types(declared: Any,
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: 2}, {1, 2}, b"x"], ids=repr)
 @pytest.mark.parametrize("declared", [dict[str, Any], dict])
 def test_what_json_lacks_is_refused_below_any_in_a_declared_type(declared: Any, value: Any) -> None:
-    # contract 25
+    # contract 25, 25a
     with pytest.raises(Unfit):
         codec_for(declared).encode({"a": value})
 
@@ -202,7 +202,7 @@ def test_plain_data_below_any_comes_back_as_it_was(declared: Any, value: Any) ->
     ids=["dataclass", "recursive", "tuple", "union"],
 )
 def test_what_json_lacks_is_refused_however_deep_it_is_below_any(declared: Any, value: Any) -> None:
-    # contract 25
+    # contract 25, 25a
     with pytest.raises(Unfit):
         codec_for(declared).encode(value)
 

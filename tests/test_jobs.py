@@ -306,7 +306,7 @@ def test_an_exit_out_of_a_job_fails_it_and_not_the_worker(
 
 
 def test_an_exit_out_of_a_task_of_a_job_does_not_end_the_worker(app: Durably) -> None:
-    # contract 39
+    # contract 39, 39a
     @app.job("job")
     async def job(step: AsyncStep, input: None) -> None:
         async def leave() -> None:
@@ -320,7 +320,7 @@ def test_an_exit_out_of_a_task_of_a_job_does_not_end_the_worker(app: Durably) ->
 
 
 def test_a_context_variable_of_one_run_is_not_in_the_next(app: Durably) -> None:
-    # contract 39
+    # contract 39b
     variable: ContextVar[str] = ContextVar("variable", default="unset")
     found: list[str] = []
 

@@ -295,7 +295,7 @@ print(os.waitstatus_to_exitcode(status))
 def test_a_forked_child_opens_connections_of_its_own_and_counts_as_not_started(
     python: Callable[..., subprocess.Popen[str]],
 ) -> None:
-    # contract 9, 142
+    # contract 9, 9a, 142
     process = python(FORK)
     assert process.communicate(timeout=40)[0] == "0\n"
     assert process.returncode == 0
