@@ -1,9 +1,13 @@
 """What tests of several subjects share."""
 
+import fcntl
+import os
+import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+import psutil
 import pytest
 from sqlalchemy import Row, text
 
@@ -143,6 +147,28 @@ def recover(
             interrupts=interrupts,
         )
     )
+
+
+def stop_between_commits(url: str, *processes: psutil.Process) -> None:
+    """Stop processes at a moment when none holds SQLite's one right to write, which nobody else has then."""
+    gate = os.open(url.removeprefix("sqlite:///") + "-gate", os.O_RDWR)
+
+    def stopped() -> bool:
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        eventually(lambda: all(process.status() == psutil.STATUS_STOPPED for process in processes))
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for process in processes:
+                process.send_signal(signal.SIGCONT)
+            return False
+        return True
+
+    try:
+        eventually(stopped)
+    finally:
+        os.close(gate)
 
 
 class _Awaitable:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from durably import AsyncStep, Durably, LeaseLost, StepContext, define_job
@@ -42,6 +43,7 @@ from tests.support import (
     read,
     recover,
     sql,
+    stop_between_commits,
     types,
     worker_state,
     write,
@@ -740,7 +742,7 @@ def test_the_runs_of_a_killed_process_are_recovered_and_resumed_after_their_last
 
 
 def test_a_process_that_was_paused_past_its_recovery_changes_nothing_when_it_continues(
-    make_app: AppMaker, python: Callable[..., subprocess.Popen[str]]
+    url: str, make_app: AppMaker, python: Callable[..., subprocess.Popen[str]]
 ) -> None:
     # contract 52, 58, 62
     app = make_app(heartbeat_interval=0.1, stale_threshold=0.4)
@@ -750,7 +752,7 @@ def test_a_process_that_was_paused_past_its_recovery_changes_nothing_when_it_con
     assert process.stdout is not None
     assert process.stdin is not None
     assert process.stdout.readline() == "in second\n"
-    process.send_signal(signal.SIGSTOP)
+    stop_between_commits(url, psutil.Process(process.pid))
     app.start()
     done = app.wait_for_run(run.id, timeout=10)
     assert done.output == ["theirs", "mine"]

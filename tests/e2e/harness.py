@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -138,28 +137,6 @@ class Supervised:
         for line in self.lines():
             problems = list(_validator().iter_errors(line))
             assert not problems, f"{line}: {problems[0].message}"
-
-
-def stop_between_commits(supervised: Supervised, *processes: psutil.Process) -> None:
-    """Stop processes at a moment when none holds SQLite's one right to write, which nobody else has then."""
-    gate = os.open(supervised.url.removeprefix("sqlite:///") + "-gate", os.O_RDWR)
-
-    def stopped() -> bool:
-        for process in processes:
-            process.send_signal(signal.SIGSTOP)
-        eventually(lambda: all(process.status() == psutil.STATUS_STOPPED for process in processes))
-        try:
-            fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            for process in processes:
-                process.send_signal(signal.SIGCONT)
-            return False
-        return True
-
-    try:
-        eventually(stopped)
-    finally:
-        os.close(gate)
 
 
 @cache

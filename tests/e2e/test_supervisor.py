@@ -12,8 +12,8 @@ import pytest
 
 from durably import Supervisor, define_job
 from durably.supervisor.supervisor import EXIT_FAILED, EXIT_KILLED
-from tests.e2e.harness import Supervised, stop_between_commits
-from tests.support import eventually
+from tests.e2e.harness import Supervised
+from tests.support import eventually, stop_between_commits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,7 +253,7 @@ def test_a_worker_stopped_while_it_tells_much_does_not_hold_up_the_others(tmp_pa
         eventually(lambda: len(supervised.client.get_steps(flood)) > 20)
         flooding = supervised.client.get_run(flood)
         assert flooding is not None
-        stop_between_commits(supervised, psutil.Process(workers[str(flooding.worker_id)]))
+        stop_between_commits(supervised.url, psutil.Process(workers[str(flooding.worker_id)]))
         (run_id,) = supervised.trigger("count", 3)
         eventually(lambda: status_of(supervised, run_id) == "completed")
         eventually(lambda: run_id in {line["run_id"] for line in supervised.events("run:complete")})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
-from tests.e2e.harness import Supervised, stop_between_commits
-from tests.support import eventually
+from tests.e2e.harness import Supervised
+from tests.support import eventually, stop_between_commits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def test_a_family_whose_runs_were_finished_elsewhere_writes_nothing_and_takes_up
         runs = first.trigger("wait", 1.5, 1.5)
         eventually(lambda: {note[0] for note in first.notes()} == set(runs))
         family = [first.process, *first.children()]
-        stop_between_commits(first, *family)
+        stop_between_commits(first.url, *family)
         with second:
             ended = [second.client.wait_for_run(run_id, timeout=30) for run_id in runs]
             assert [(run.status, run.interruptions, run.generation) for run in ended] == [("completed", 1, 2)] * 2
