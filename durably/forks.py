@@ -28,16 +28,17 @@ class ForkGate:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        # Both under the condition's lock: how deep each thread is inside, by its id; whether a fork is under way.
+        # Both under the condition's lock: how deep each thread is inside, by its id; how many forks are under way,
+        # for several threads may fork at once, and the first that is done must not open for the others.
         self._inside: dict[int, int] = {}
-        self._is_shut = False
+        self._forks = 0
 
     @contextmanager
     def passing(self) -> Iterator[None]:
         """Be in the middle of something. Waits for a fork that is under way, unless this thread is inside already."""
         me = threading.get_ident()
         with self._changed:
-            while self._is_shut and me not in self._inside:
+            while self._forks and me not in self._inside:
                 self._changed.wait()
             self._inside[me] = self._inside.get(me, 0) + 1
         try:
@@ -47,7 +48,7 @@ class ForkGate:
                 self._inside[me] -= 1
                 if not self._inside[me]:
                     del self._inside[me]
-                    if self._is_shut:
+                    if self._forks:
                         self._changed.notify_all()
 
     def shut(self, timeout: float) -> bool:
@@ -63,16 +64,17 @@ class ForkGate:
         deadline = time.monotonic() + timeout
         me = threading.get_ident()
         with self._changed:
-            self._is_shut = True
+            self._forks += 1
             while (others := set(self._inside) - {me}) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
             return not others and me not in self._inside
 
     def open(self) -> None:
-        """Let everybody in again."""
+        """End what `shut` began; when no fork is under way any more, let everybody in again."""
         with self._changed:
-            self._is_shut = False
-            self._changed.notify_all()
+            self._forks -= 1
+            if not self._forks:
+                self._changed.notify_all()
 
 
 def _weakly(method: Callable[[], None]) -> Callable[[], None]:

@@ -589,3 +589,32 @@ def test_the_slot_of_an_abandoned_function_is_free_when_it_has_ended(make_app: A
     assert app.wait_for_run(run.id, timeout=10).generation == 2
     assert [e.error_type for e in heard if e.type == "worker:error"] == ["LeaseLost"]
     assert types(heard).count("run:complete") == 1
+
+
+def test_an_end_that_the_database_refuses_for_a_while_is_written_when_it_does_not(
+    app: Durably, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # contract 55, 184
+    heard = hear(app, "worker:error")
+    dialect: Any = app.database.dialect
+    writing, refuse = dialect.writing, threading.Event()
+
+    def refusing(connection: Any, *, timeout: float) -> Any:
+        if refuse.is_set():
+            raise PermissionError(errno.EACCES, "not now")
+        return writing(connection, timeout=timeout)
+
+    monkeypatch.setattr(dialect, "writing", refusing)
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> str:
+        refuse.set()
+        return "done"
+
+    app.start()
+    run = job.trigger(None, concurrency_key="k")
+    eventually(lambda: [e for e in heard if e.context == "finish"])
+    refuse.clear()
+    ended = app.wait_for_run(run.id, timeout=20)
+    assert (ended.output, ended.generation, ended.interruptions) == ("done", 1, 0)
+    assert len([e for e in heard if e.context == "finish"]) == 1

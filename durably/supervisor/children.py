@@ -119,7 +119,7 @@ class Child:
         if self.orders is not None:
             self.orders.close()
         self.stacks.close()
-        return (code, None) if code >= 0 else (None, signal.Signals(-code).name)
+        return (code, None) if code >= 0 else (None, _signal_name(-code))
 
 
 @dataclass(slots=True, eq=False)
@@ -229,6 +229,13 @@ class Nursery:
         """Free the doorbell."""
         for end in self._doorbell_pipe:
             end.close()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has a number only
+        return f"signal {number}"
 
 
 def _handle_of(process: Any) -> int:

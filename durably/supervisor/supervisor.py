@@ -134,6 +134,9 @@ class Supervisor:
             while not self._is_over:
                 self._wait()
                 self.tick(time.monotonic())
+        except BaseException:
+            self._exit_code = EXIT_FAILED
+            raise
         finally:
             self._end()
         return self._exit_code

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import threading
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     # Takes bytes and says how many it took; None stands for "none, it would have to wait".
     Write = Callable[[bytes], int | None]
+
+# A pipe that has room at all has room for so much (PIPE_BUF, pipe(7)), so that the write does not wait.
+_SURELY_TAKEN: Final = 4096
+_PATIENCE_MS: Final = 100
 
 
 class LineWriter:
@@ -36,6 +41,8 @@ class LineWriter:
         # Both are owned by `msg`, under the lock.
         self._is_torn = False
         self._lost = 0
+        self._is_stalled = False
+        self._room = _poll_of(stream)
 
     @property
     def lost(self) -> int:
@@ -59,18 +66,44 @@ class LineWriter:
 
     debug = info = warning = error = critical = msg
 
+    def _has_room(self) -> bool:
+        """
+        Tell whether the stream takes some bytes now: a reader that stalls costs lines, and never the one that logs.
+
+        It is waited for, but not again by each line while nothing has been taken.
+        """
+        if self._room is None:
+            return True
+        self._is_stalled = not self._room.poll(0 if self._is_stalled else _PATIENCE_MS)
+        return not self._is_stalled
+
     def _write_out(self, data: bytes) -> int:
         """Write until all is written or the stream refuses, and tell how many bytes it took."""
         done = 0
         try:
             while done < len(data):
-                taken = self._write(data[done:] if done else data)
+                if not self._has_room():
+                    break
+                taken = self._write(data[done : done + _SURELY_TAKEN])
                 if not taken:
                     break
                 done += taken
         except (OSError, ValueError):  # a broken pipe, a full disk, a closed stream
             pass
         return done
+
+
+def _poll_of(stream: TextIO | None) -> select.poll | None:
+    """Watch a stream's descriptor for room; None for one that has none, and so never makes anybody wait."""
+    try:
+        descriptor = -1 if stream is None else stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+    if descriptor < 0:
+        return None
+    room = select.poll()
+    room.register(descriptor, select.POLLOUT)
+    return room
 
 
 def _unbuffered(stream: TextIO | None) -> Write:

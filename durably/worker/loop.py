@@ -13,7 +13,7 @@ import contextlib
 import contextvars
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from durably import events
 from durably.codec import read_json
@@ -22,6 +22,7 @@ from durably.store import workers as worker_rows
 from durably.store.committer import Committer
 from durably.store.fence import find_lost
 from durably.store.intents import Beat, Completion, Failure, Fenced, Release
+from durably.store.pause import Pause
 from durably.worker.claiming import Claimer
 from durably.worker.execution import Execution
 from durably.worker.failure import type_name
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from durably.settings import Settings
     from durably.store.claims import ClaimedRun
     from durably.store.database import Database
-    from durably.store.intents import BeatAnswer
+    from durably.store.intents import BeatAnswer, Verdict
     from durably.worker.doorbell import Doorbell
 
 Mode = Literal["working", "draining", "releasing", "lost"]
@@ -286,7 +287,7 @@ class Worker:
         self._executed += 1
         self._claimer.slot_freed()
         if end is not None:
-            await self._tell_end(execution, outcome, verdict)
+            await self._tell_end(execution, outcome, end, verdict)
 
     def _end_of(self, execution: Execution, outcome: Outcome) -> Fenced | None:
         """Turn an outcome into what is written of it; None for a run that is no longer ours."""
@@ -306,14 +307,32 @@ class Worker:
                 execution.lose("lease_lost" if isinstance(by, LeaseLost) else "cancelled")
         return None
 
-    async def _tell_end(self, execution: Execution, outcome: Outcome, verdict: asyncio.Future[Any]) -> None:
+    async def _until_written(self, execution: Execution, end: Fenced, verdict: asyncio.Future[Any]) -> Verdict:
+        """
+        Await the commit of a run's end, trying again for as long as the worker lives.
+
+        What the dialect does not call transient may pass all the same, as a folder that was made read-only. To give up
+        would leave the run running, and its key taken, for as long as this healthy worker beats.
+        """
+        pause, is_told = Pause(self._settings.polling_interval, 10 * self._settings.polling_interval), False
+        while True:
+            try:
+                return cast("Verdict", await verdict)
+            except DurablyError as error:
+                if self._mode == "lost":
+                    return "lease_lost"
+                if not is_told:
+                    self._tell_error("finish", error, execution.run.id)
+                is_told = True
+            await asyncio.sleep(pause.next())
+            verdict = self._loop.create_future()
+            self.committer.submit(end, verdict)
+
+    async def _tell_end(
+        self, execution: Execution, outcome: Outcome, end: Fenced, verdict: asyncio.Future[Any]
+    ) -> None:
         """Await the commit of a run's end and tell it; where it was refused, tell why the run is not ours."""
-        try:
-            refused = await verdict
-        except DurablyError as error:
-            # Refused for good by the database: the run stays running until somebody recovers it with this worker.
-            self._tell_error("finish", error, execution.run.id)
-            return
+        refused = await self._until_written(execution, end, verdict)
         if refused is not None:
             execution.lose(refused)
             return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import psutil
 import pytest
 
 from durably import Supervisor, define_job
+from durably.store.workers import get_workers
 from durably.supervisor.supervisor import EXIT_FAILED, EXIT_KILLED
 from tests.e2e.harness import Supervised
 from tests.support import eventually, stop_between_commits
@@ -350,6 +353,42 @@ def test_in_a_process_with_threads_it_spawns_instead_of_forking(tmp_path: Path, 
     finally:
         release.set()
         other.join()
+
+
+def test_a_reader_of_the_log_that_stalls_costs_lines_and_holds_up_nothing(tmp_path: Path) -> None:
+    # contract 163, 168, 169, 174
+    with Supervised(tmp_path) as other:  # for its database and its client; its own log is read
+        other.until_ready(2)
+        command = [sys.executable, "-m", "durably.cli.main", "supervise", str(client_app()), "--workers", "1"]
+        environment = os.environ | {"DURABLY_DIALECT_URL": other.url, "JOURNAL": str(other.journal)}
+        stalled = subprocess.Popen(
+            [*command, "--log-level", "debug"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        try:
+            eventually(lambda: len(other.client.database.read(get_workers)) == 3)
+            other.process.send_signal(signal.SIGTERM)
+            other.wait()
+            (flood,) = other.trigger("flood", 60)
+            other.client.wait_for_run(flood, timeout=60)
+            (worker,) = [w for w in other.client.database.read(get_workers) if w.state == "alive"]
+            os.kill(worker.pid, signal.SIGKILL)
+            (after,) = other.trigger("count", 2)
+            assert other.client.wait_for_run(after, timeout=30).output == 2
+            stalled.send_signal(signal.SIGTERM)
+            assert stalled.wait(30) == 0
+        finally:
+            stalled.kill()
+            stalled.communicate()
+
+
+def test_a_worker_that_a_real_time_signal_kills_is_replaced_and_the_signal_told(tmp_path: Path) -> None:
+    # contract 163
+    with Supervised(tmp_path) as supervised:
+        ((victim, pid), *_) = supervised.until_ready(2).items()
+        os.kill(pid, signal.SIGRTMIN + 1)
+        (told,) = eventually(lambda: [e for e in supervised.events("worker:exit") if e["lost_worker"] == victim])
+        assert told["signal"] == f"signal {signal.SIGRTMIN + 1}"
+        supervised.until_ready(2)
 
 
 def client_app() -> Path:

@@ -40,6 +40,8 @@ def gate(path: str, timeout: float) -> Iterator[None]:
         _wait_for(descriptor, path, timeout)
         yield
     finally:
+        # Closing alone would not do it while a process that was forked meanwhile has a copy of the open file.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

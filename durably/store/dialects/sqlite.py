@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import sys
@@ -35,6 +36,8 @@ _TRANSIENT_CODES: Final = frozenset(
         sqlite3.SQLITE_PROTOCOL,
     }
 )
+# Of opening the gate: the system or the disk is short of something.
+_TRANSIENT_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM})
 # Shared-memory WAL does not work across hosts (sqlite.org/wal.html); these are the kinds that mounts name.
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs"}
@@ -130,7 +133,7 @@ class SQLite:
 
     def is_transient(self, error: BaseException) -> bool:
         """Tell contention, a full disk and failing I/O from the rest."""
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS):
             return True
         cause = error.orig if isinstance(error, DBAPIError) else error
         code = getattr(cause, "sqlite_errorcode", None)
