@@ -11,7 +11,7 @@ from durably.emitter import Emitter
 from durably.errors import UsageError, ValidationError
 from durably.handle import JobHandle, check_labels
 from durably.inprocess import InProcessWorkers
-from durably.jobs import Job, Registry, define_job
+from durably.jobs import Job, Registry, check_name, define_job
 from durably.model import STATUSES
 from durably.settings import load_settings, parse_duration
 from durably.store import runs, triggers
@@ -102,7 +102,13 @@ class Durably:
         input: Any = None,
         output: Any = None,
     ) -> Callable[[Callable[[Any, Any], Any]], JobHandle]:
-        """Define and register the decorated function as a job; see `define_job`."""
+        """
+        Define and register the decorated function as a job; see `define_job`.
+
+        Raises:
+            ValidationError: On `name`, at once, also where the parentheses were forgotten.
+        """
+        check_name(name, "name")
 
         def decorate(run: Callable[[Any, Any], Any]) -> JobHandle:
             return self.register(define_job(name, run, input=input, output=output))

@@ -319,6 +319,18 @@ def test_an_exit_out_of_a_task_of_a_job_does_not_end_the_worker(app: Durably) ->
     assert read(app, run).status == "failed"
 
 
+def test_a_decorator_without_its_parentheses_is_refused_at_once(app: Durably) -> None:
+    # contract 17
+    with pytest.raises(ValidationError) as refused:
+
+        @app.job  # type: ignore[arg-type]
+        def job(step: StepContext, input: None) -> None:
+            """Never registered."""
+
+    assert refused.value.field == "name"
+    assert app.registry.names() == ()
+
+
 def test_a_context_variable_of_one_run_is_not_in_the_next(app: Durably) -> None:
     # contract 39b
     variable: ContextVar[str] = ContextVar("variable", default="unset")

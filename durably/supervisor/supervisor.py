@@ -313,7 +313,8 @@ class Supervisor:
             self._give_up(f"the start failed: {child.failure or how}", None)
         elif self._stopping is None or self._unrecovered:
             if not self._stopping:
-                self.report("keeper", "warning", f"the keeper {how}; another takes its place")
+                why = "" if child.failure is None else f" ({child.failure})"
+                self.report("keeper", "warning", f"the keeper {how}{why}; another takes its place")
             self._respawn.reschedule(self._keeper, child, now)
             for order in self._unrecovered.values():
                 order["sent"] = False

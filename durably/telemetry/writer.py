@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
+import stat
 import threading
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -22,7 +24,8 @@ class LineWriter:
     """
     Write whole lines to a stream, and never raise because of it.
 
-    It writes past the stream's own buffers, one system call a line. So a line is out when the call returns,
+    It writes past the stream's own buffers, one system call a line (a pipe or a terminal takes a long line in
+    parts). So a line is out when the call returns,
     short lines of processes that share the stream do not mix, and a failed write leaves nothing behind that
     would fail once more when the interpreter exits.
 
@@ -84,7 +87,8 @@ class LineWriter:
             while done < len(data):
                 if not self._has_room():
                     break
-                taken = self._write(data[done : done + _SURELY_TAKEN])
+                end = len(data) if self._room is None else done + _SURELY_TAKEN
+                taken = self._write(data[done:end])
                 if not taken:
                     break
                 done += taken
@@ -94,12 +98,13 @@ class LineWriter:
 
 
 def _poll_of(stream: TextIO | None) -> select.poll | None:
-    """Watch a stream's descriptor for room; None for one that has none, and so never makes anybody wait."""
+    """Watch a stream's descriptor for room; None for one whose reader cannot stall: a file, or none at all."""
     try:
         descriptor = -1 if stream is None else stream.fileno()
+        is_file = descriptor < 0 or stat.S_ISREG(os.fstat(descriptor).st_mode)
     except (OSError, ValueError, AttributeError):
         return None
-    if descriptor < 0:
+    if is_file:
         return None
     room = select.poll()
     room.register(descriptor, select.POLLOUT)

@@ -128,8 +128,8 @@ class Dialect(Protocol):
         """
         Make every process's watch on this database readable, where a commit alone does not.
 
-        Called only where `capabilities.wakes` is "ring", after a commit, outside a transaction, at most a hundred
-        times a second by each writer.
+        Called only where `capabilities.wakes` is "ring", after a commit, outside a transaction: once by each
+        call of a caller that others may wait for, and at most a hundred times a second by a worker.
         """
 
     def upkeep(self, engine: Engine) -> None:

@@ -34,7 +34,7 @@ def gate(path: str, timeout: float) -> Iterator[None]:
         TimeoutError: The gate stayed shut for *timeout*.
         OSError: The file cannot be opened.
     """
-    # Opened anew each time: locks belong to an open file, so threads and forks each have their own.
+    # Opened anew each time: a lock belongs to an open file, so each thread has its own.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         _wait_for(descriptor, path, timeout)
