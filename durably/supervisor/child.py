@@ -30,12 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from durably.client import Durably
+    from durably.settings import Settings
     from durably.worker.outcome import Executors
 
 EXIT_BOOT_FAILED: Final = 3
 """The child could not begin: the application does not import, or the database refused it. Its last line says why."""
 EXIT_LEASE_LOST: Final = 4
 """The worker was declared dead by another process, and ended so that a fresh one takes its place."""
+
+EXIT_ORPHANED: Final = 5
+"""The supervisor is gone, and something ran on past kill_timeout."""
 
 DRAIN_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
 """From the supervisor to a worker: drain; release. Blocked while it forks, so that none is lost in between."""
@@ -141,14 +145,26 @@ def _boot_failure(error: BaseException) -> dict[str, Any]:
     }
 
 
-def _life_signs(plan: Plan, outbox: Outbox, interval: float, orphaned: Callable[[], None]) -> Callable[[float], None]:
-    """Give what a child does twice a second: tell that it lives, once per *interval*; see whether its parent does."""
+def _life_signs(
+    plan: Plan, outbox: Outbox, settings: Settings, orphaned: Callable[[], None]
+) -> Callable[[float], None]:
+    """
+    Give what a child does twice a second: tell that it lives, once per heartbeat; see whether its parent does.
+
+    An orphan has the time that a supervisor would give it after telling it to release. Then what still runs is ended
+    with the process, and recovered by whoever finds it gone.
+    """
     told_at = 0.0
+    ends_at: float | None = None
+    interval = settings.heartbeat_interval
 
     def look_around(now: float) -> None:
-        nonlocal told_at
+        nonlocal told_at, ends_at
         if os.getppid() != plan.supervisor_pid:
             orphaned()
+            ends_at = ends_at or now + settings.kill_timeout
+            if now >= ends_at:
+                os._exit(EXIT_ORPHANED)
         if now - told_at >= interval:
             told_at = now
             outbox.send_record({"type": "beat"})
@@ -177,7 +193,7 @@ def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
             doorbell=_doorbell(plan),
             worker_id=plan.worker_id,
             supervisor_id=plan.supervisor_id,
-            look_around=_life_signs(plan, outbox, app.settings.heartbeat_interval, orphaned),
+            look_around=_life_signs(plan, outbox, app.settings, orphaned),
             events_dropped=lambda: outbox.dropped,
         )
         app.in_process.executes(worker)
@@ -226,7 +242,7 @@ def _run_keeper(plan: Plan, app: Durably, outbox: Outbox) -> int:
         supervisor_id=plan.supervisor_id,
         on_idle=tell_idle if plan.until_idle else None,
         on_cancellation=tell_cancellation,
-        on_tick=_life_signs(plan, outbox, app.settings.heartbeat_interval, orphaned),
+        on_tick=_life_signs(plan, outbox, app.settings, orphaned),
     )
     keeper.upkeep.recover_stale(0.0, at_start=True)
     outbox.send_record(

@@ -49,6 +49,7 @@ class Child:
     id: str
     is_keeper: bool
     process: Any
+    pid: int
     handle: int
     channel: Channel
     orders: Channel | None
@@ -63,11 +64,6 @@ class Child:
     release_at: float | None = None
     kill_at: float | None = None
     suspected_at: float = 0.0
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return int(self.process.pid)
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless the process is gone."""
@@ -209,6 +205,7 @@ class Nursery:
             id=child_id,
             is_keeper=keeper,
             process=process,
+            pid=process.pid,
             handle=_handle_of(process),
             channel=channel,
             orders=orders,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,7 @@ from durably.settings import change_settings, load_settings
 from durably.supervisor.child import CHECK_SIGNAL
 from durably.supervisor.children import Child, Nursery, Slot
 from durably.supervisor.hearing import hear
+from durably.supervisor.recoveries import Recoveries
 from durably.supervisor.respawn import Respawn
 from durably.supervisor.signals import SignalPipe
 from durably.supervisor.stacks import STACKS_SIGNAL
@@ -99,8 +101,7 @@ class Supervisor:
         self._keeper = Slot()
         self._slots: list[Slot] = []
         self._to_replace: list[Slot] = []
-        # By worker id: orders to recover that the keeper has not confirmed.
-        self._unrecovered: dict[str, dict[str, Any]] = {}
+        self._unrecovered: Final = Recoveries()
         self._has_begun = False
         self._stopping: str | None = None
         # When the last worker was gone; from then on the keeper has a bounded time for what is left.
@@ -167,7 +168,7 @@ class Supervisor:
         for child in list(self._nursery.living):
             hear(child, now, self)
         self._reap(now)
-        self._send_orders()
+        self._order_recoveries(now)
         self._fill_slots(now)
         self._replace_one(now)
         for child in self._nursery.living:
@@ -189,28 +190,54 @@ class Supervisor:
 
     def _heed_signals(self, now: float) -> None:
         for number in self._signals.take():
+            name = signal.Signals(number).name
             match number:
                 case signal.SIGTERM | signal.SIGINT if self._stopping is None:
-                    self._drain(signal.Signals(number).name, now)
+                    self._drain(name, now)
                 case signal.SIGTERM | signal.SIGINT:
-                    for child in self._workers():
-                        child.release(now, self._settings.kill_timeout)
+                    self._release(f"{name} again", now)
                 case signal.SIGQUIT:
-                    self._drain("SIGQUIT", now)
-                    for child in self._workers():
-                        self._kill(child, "drain")
-                case signal.SIGHUP if self._has_begun and self._stopping is None:
+                    self._kill_workers(name, now)
+                case signal.SIGHUP if self._is_working:
+                    self._note(f"{name}: the {len(self._slots)} workers are replaced, one after the other")
                     self._to_replace = list(self._slots)
-                case signal.SIGTTIN if self._has_begun and self._stopping is None:
+                case signal.SIGTTIN if self._is_working:
                     self._slots.append(Slot(not_before=now))
-                case signal.SIGTTOU if len(self._slots) > 1 and self._stopping is None:
+                    self._note(f"{name}: one worker more makes {len(self._slots)}")
+                case signal.SIGTTOU if self._is_working and len(self._slots) > 1:
                     self._retire(self._slots.pop(), now)
+                    self._note(f"{name}: one worker less makes {len(self._slots)}")
+                case _:
+                    self._note(f"{name} changes nothing now")
+
+    @property
+    def _is_working(self) -> bool:
+        return self._has_begun and self._stopping is None
 
     def _drain(self, reason: str, now: float) -> None:
-        if self._stopping is None:
-            self._stopping = reason
+        if self._stopping is not None:
+            return
+        self._stopping = reason
+        self._note(
+            f"{reason}: {len(self._workers())} workers drain; runs that have not ended in "
+            f"{self._settings.drain_timeout:g} s go back at their next step boundary"
+        )
         for child in self._workers():
             self._drain_child(child, now)
+
+    def _release(self, reason: str, now: float) -> None:
+        self._note(
+            f"{reason}: runs go back at their next step boundary; what still runs in "
+            f"{self._settings.kill_timeout:g} s is killed"
+        )
+        for child in self._workers():
+            child.release(now, self._settings.kill_timeout)
+
+    def _kill_workers(self, reason: str, now: float) -> None:
+        self._drain(reason, now)
+        self._note(f"{reason}: {len(self._workers())} workers are killed")
+        for child in self._workers():
+            self._kill(child, "drain")
 
     def _drain_child(self, child: Child, now: float) -> None:
         child.drain(now, self._settings.drain_timeout, self._settings.kill_timeout)
@@ -240,6 +267,11 @@ class Supervisor:
     def report(self, context: str, severity: events.Severity, error: str) -> None:
         """Tell of something that went wrong here."""
         self._emitter.emit(events.SupervisorError(context=context, severity=severity, error=error, error_type=context))
+
+    def _note(self, message: str) -> None:
+        """Log what was asked of the supervisor: a line, and no event."""
+        line = {"level": "info", "logger": "durably.supervisor", "message": message}
+        self._relay({"type": "log", "timestamp": datetime.now(UTC), "process": self._emitter.process, **line})
 
     def keeper_is_ready(self, record: dict[str, Any]) -> None:
         """Take the application's settings, and begin the workers."""
@@ -275,7 +307,7 @@ class Supervisor:
 
     def was_recovered(self, worker_id: str) -> None:
         """Cross an order off."""
-        self._unrecovered.pop(worker_id, None)
+        self._unrecovered.confirm(worker_id)
 
     # --- the lives of children ------------------------------------------------------------------------------
 
@@ -292,14 +324,14 @@ class Supervisor:
 
     def _worker_ended(self, child: Child, exit_code: int | None, signal_name: str | None, now: float) -> None:
         ending: Ending = "stopped" if exit_code == 0 and child.ending == "died" else child.ending
-        order = {"worker_id": child.id, "reason": ending, "exit_code": exit_code, "signal": signal_name}
-        self._unrecovered[child.id] = order | {"sent": False}
+        self._unrecovered.add(child, ending, exit_code, signal_name, now)
         if child.failure is not None:
             self.report("boot", "error", f"worker {child.id} could not begin: {child.failure}")
         for slot in self._slots:
             if slot.successor is child:
-                slot.successor = None  # its predecessor goes on; a new successor is begun in its turn
+                slot.successor = None  # its predecessor goes on
                 self._respawn.reschedule(slot, child, now)
+                self._give_up_replacing(child, now)
             elif slot.child is child:
                 slot.child, slot.successor = slot.successor, None
                 self._respawn.reschedule(slot, child, now)
@@ -312,12 +344,18 @@ class Supervisor:
         if not self._has_begun:
             self._give_up(f"the start failed: {child.failure or how}", None)
         elif self._stopping is None or self._unrecovered:
-            if not self._stopping:
-                why = "" if child.failure is None else f" ({child.failure})"
-                self.report("keeper", "warning", f"the keeper {how}{why}; another takes its place")
+            why = "" if child.failure is None else f" ({child.failure})"
+            self.report("keeper", "warning", f"the keeper {how}{why}; another takes its place")
             self._respawn.reschedule(self._keeper, child, now)
-            for order in self._unrecovered.values():
-                order["sent"] = False
+            self._unrecovered.send_again()
+
+    def _give_up_replacing(self, child: Child, now: float) -> None:
+        """Keep the workers that are left when a successor dies before it is ready: so would the others."""
+        if child.state == "starting" and self._is_working:
+            self._to_replace.clear()
+            self.report(
+                "reload", "error", f"worker {child.id} died before it was ready; the workers that it was to follow stay"
+            )
 
     def _give_up(self, reason: str, detail: str | None) -> None:
         self.report("gave-up", "error", reason if detail is None else f"{reason}: {detail}")
@@ -360,11 +398,9 @@ class Supervisor:
     def _look_at(self, child: Child, now: float) -> None:
         """Keep the deadlines of a child's drain, and end one that has been silent for too long."""
         if child.keep_deadlines(now, self._settings.kill_timeout):
-            self._exit_code = self._exit_code or EXIT_KILLED
+            self._tell_killed(child)
         silent_for = now - child.heard_at
-        patience = self._settings.stale_threshold
-        if child.state == "starting":
-            patience = max(patience, _FEWEST_BOOT_SECONDS)
+        patience = self._patience_with(child)
         if silent_for < patience:
             if child.state == "suspect":
                 child.state = "ready"
@@ -383,15 +419,27 @@ class Supervisor:
             child.suspected_at = float("inf")
             self._kill(child, "silent")
 
-    def _send_orders(self) -> None:
-        """Order the keeper to recover what dead workers held; an order counts until the keeper has confirmed it."""
+    def _patience_with(self, child: Child) -> float:
+        """Give the seconds that a child may be silent."""
+        patience = self._settings.stale_threshold
+        if child.state == "starting":
+            patience = max(patience, _FEWEST_BOOT_SECONDS)
+        if child.is_keeper or child.state == "starting":
+            # Between its beats it asks the database, and that may take its time, and the last try as long again.
+            patience += 2 * self._settings.database_timeout
+        return patience
+
+    def _tell_killed(self, child: Child) -> None:
+        self._exit_code = self._exit_code or EXIT_KILLED
+        self.report("drain", "warning", f"child {child.id} (pid {child.pid}) did not end in time and is killed")
+
+    def _order_recoveries(self, now: float) -> None:
+        """Have the keeper recover what dead workers held, and tell what it has not done in time."""
         keeper = self._keeper.child
-        if keeper is None or keeper.state == "starting":
-            return
-        assert keeper.orders is not None
-        for order in self._unrecovered.values():
-            if not order["sent"]:
-                order["sent"] = keeper.orders.try_send({k: v for k, v in order.items() if k != "sent"})
+        if keeper is not None and keeper.state != "starting":
+            self._unrecovered.send(keeper)
+        for death in self._unrecovered.overdue(now):
+            self.report("recovery", "warning", death)
 
     # --- the end --------------------------------------------------------------------------------------------
 
@@ -404,7 +452,8 @@ class Supervisor:
         if keeper is not None and (not self._unrecovered or is_late or not self._has_begun):
             assert keeper.orders is not None
             keeper.orders.close()  # the keeper's end of file
-            if is_late:
+            if is_late and keeper.ending != "drain":
+                self._tell_killed(keeper)
                 keeper.kill("drain")
         if keeper is None and (not self._unrecovered or is_late):
             self._is_over = True
@@ -422,6 +471,8 @@ class Supervisor:
         self._nursery.living.clear()
         self._nursery.close()
         self._signals.restore()
+        for death in self._unrecovered.left():
+            self.report("recovery", "warning", death)
         self._emitter.emit(events.SupervisorStop(reason=self._stopping or "error", exit_code=self._exit_code))
 
 

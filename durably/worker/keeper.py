@@ -72,7 +72,7 @@ class Keeper:
         supervisor_id: The supervisor's.
         on_idle: Called when no run is pending or running; None if nobody wants to know.
         on_cancellation: Called when somebody has cancelled runs, which workers here may be executing.
-        on_tick: Called before each round, with the monotonic time: the sign of life.
+        on_tick: Called before each round and after each of its parts, with the monotonic time: the sign of life.
     """
 
     def __init__(
@@ -224,6 +224,7 @@ class Keeper:
                 signal=order["signal"],
             )
             self._undone.pop(0)
+            self._on_tick(time.monotonic())
             if recovered:
                 self._doorbell.ring(recovered)
 
@@ -235,6 +236,7 @@ class Keeper:
             part: What was being done.
             error: Why it failed, or None if it did not.
         """
+        self._on_tick(time.monotonic())
         if (error is None) != (part in self._failing):
             return
         if error is None:

@@ -1,0 +1,96 @@
+"""What dead workers held and nobody has recovered yet: the orders that the keeper has not confirmed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from durably.supervisor.children import Child
+    from durably.worker.upkeep import Ending
+
+_LATE_SECONDS: Final = 1.0
+"""What contract 61 allows until a dead worker's run is running again."""
+
+
+@dataclass(slots=True)
+class _Order:
+    worker_id: str
+    pid: int
+    reason: Ending
+    exit_code: int | None
+    signal: str | None
+    died_at: float
+    is_sent: bool = False
+    is_told: bool = False
+
+    def how(self) -> str:
+        """Say who died and of what."""
+        end = f"was killed by {self.signal}" if self.signal else f"exited with code {self.exit_code}"
+        return f"worker {self.worker_id} (pid {self.pid}) {end}"
+
+
+class Recoveries:
+    """
+    Orders to the keeper to recover what a dead child held. One counts until the keeper has confirmed it.
+
+    The keeper tells a death with the recovery. One that it cannot carry out, because the database is away, is told
+    from here: an operator learns of each death within a second or so, whatever the database does.
+    """
+
+    def __init__(self) -> None:
+        # By worker id; owned by the supervisor's thread.
+        self._orders: dict[str, _Order] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._orders)
+
+    def add(self, child: Child, reason: Ending, exit_code: int | None, signal: str | None, now: float) -> None:
+        """
+        Note that a worker has died.
+
+        Args:
+            child: The worker; it has been reaped.
+            reason: Decides whether its runs count an interruption.
+            exit_code: None if a signal killed it.
+            signal: The signal's name.
+            now: Monotonic seconds.
+        """
+        self._orders[child.id] = _Order(child.id, child.pid, reason, exit_code, signal, now)
+
+    def confirm(self, worker_id: str) -> None:
+        """Cross an order off."""
+        self._orders.pop(worker_id, None)
+
+    def send_again(self) -> None:
+        """Begin anew with all, because the keeper that may have had them is gone."""
+        for order in self._orders.values():
+            order.is_sent = False
+
+    def send(self, keeper: Child) -> None:
+        """Send what was not sent yet; never waits."""
+        assert keeper.orders is not None
+        for order in self._orders.values():
+            if not order.is_sent:
+                order.is_sent = keeper.orders.try_send(_message(order))
+
+    def overdue(self, now: float) -> list[str]:
+        """Say of each death that waits for its recovery for too long, once, how it was."""
+        late = [o for o in self._orders.values() if not o.is_told and now - o.died_at >= _LATE_SECONDS]
+        for order in late:
+            order.is_told = True
+        return [f"{order.how()}; its runs are not recovered yet, because the keeper has not done it" for order in late]
+
+    def left(self) -> list[str]:
+        """Say of each death whose recovery is left to others how it was."""
+        return [f"{order.how()}; recovering its runs is left to the next supervisor" for order in self._orders.values()]
+
+
+def _message(order: _Order) -> dict[str, Any]:
+    """Give what the keeper is told (`durably.worker.keeper.Orders`)."""
+    return {
+        "worker_id": order.worker_id,
+        "reason": order.reason,
+        "exit_code": order.exit_code,
+        "signal": order.signal,
+    }
