@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from durably.apps import load_app
 from durably.cli.application import application
 from durably.cli.main import main
 from durably.cli.options import parse_timeout
@@ -318,12 +319,20 @@ def test_an_application_that_does_not_import_is_one_line_with_its_place(run: Cal
     )
 
 
-def test_an_application_with_a_wrong_setting_is_named_too(run: Callable[..., Done], here: Path) -> None:
+def test_a_wrong_setting_in_an_application_is_named_with_its_place(run: Callable[..., Done], here: Path) -> None:
     (here / "app.py").write_text("from durably import Durably\ndurably = Durably('sqlite:///a.db', workers=0)\n")
     done = run("migrate")
     assert done.code == 2
-    assert "app.py cannot be imported: ValidationError: workers: 0 is out of range" in done.err
-    assert done.err.endswith("app.py:2)\n")
+    assert re.fullmatch(
+        rf"durably: workers: 0 is out of range: .* \(in {re.escape(str(here / 'app.py'))}:2\)\n", done.err
+    )
+
+
+def test_an_application_is_imported_anew_after_an_import_that_failed(here: Path) -> None:
+    (here / "app.py").write_text("from durably import Durably\ndurably = Durably('sqlite:///a.db')\nnothing\n")
+    for _ in range(2):
+        with pytest.raises(ValidationError, match="app.py cannot be imported: NameError"):
+            load_app("app.py")
 
 
 def test_an_application_that_exits_as_it_is_imported_does_not_end_the_command_its_way(
@@ -884,13 +893,27 @@ def test_supervise_ends_with_0_after_sigterm(here: Path) -> None:
     assert not (here / "jobs.db").exists()
 
 
-def test_supervise_of_an_application_that_does_not_import_ends_with_1(here: Path) -> None:
-    (here / "app.py").write_text("import nothing_of_this_name\n")
-    done = command("supervise", cwd=here)
+# contract 173, 185
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("\nimport nothing_of_this_name\n", "ModuleNotFoundError: No module named 'nothing_of_this_name' ({place}:2)"),
+        ("x = 1\nif x\n", "SyntaxError: expected ':' ({place}:2)"),
+        ("import sys\nsys.exit('set API_KEY')\n", "SystemExit: set API_KEY ({place}:2)"),
+        ("raise RuntimeError\n", "RuntimeError ({place}:1)"),
+    ],
+)
+def test_supervise_tells_in_one_line_why_an_application_does_not_import(
+    here: Path, source: str, reason: str, log_format: str
+) -> None:
+    (here / "app.py").write_text(source)
+    done = command("supervise", "--log-format", log_format, cwd=here)
     assert done.code == 1
-    told = [json.loads(line) for line in done.out.splitlines()]
-    assert any("nothing_of_this_name" in line.get("error", "") for line in told)
-    assert "Traceback" not in done.err
+    (told,) = [line for line in done.out.splitlines() if "supervisor:error" in line]
+    error = json.loads(told)["error"] if log_format == "json" else told
+    assert error.endswith("the start failed: app: app.py cannot be imported: " + reason.format(place=here / "app.py"))
+    assert "Traceback" not in done.out + done.err
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,14 @@ _WHO_WIDTH: Final = len("supervisor")
 _WORKER_LETTERS: Final = 4
 _RUN_LETTERS: Final = 6
 _MAX_VALUE: Final = 60
-# A message is what its line is for; the bound is for a print of everything.
+# A message, or an error, is what its line is for; the bound is for a print of everything.
 _MAX_MESSAGE: Final = 1_000
 
 _DURATIONS: Final = frozenset({"duration", "waited", "oldest_step_age", "loop_lag"})
 # The letters of an id that tell it from others: its end, for its beginning is the time.
 _IDS: Final = {"lost_worker": _WORKER_LETTERS, "retriggered_from": _RUN_LETTERS}
 # Shown last, because they may fill the line.
-_LONG: Final = frozenset({"output", "data"})
+_LONG: Final = frozenset({"output", "data", "error"})
 # Shown in columns of their own, or not worth a person's line.
 _HIDDEN: Final = frozenset({
     "timestamp", "sequence", "process", "event", "level", "logger", "run_id", "job_name", "labels",
@@ -82,7 +82,8 @@ class ConsoleLines:
             yield paint(_DIM, "| ") + shorten(_printable(message), _MAX_MESSAGE)
         for key in sorted(line, key=_LONG.__contains__):
             if key not in _HIDDEN and not _is_dull(key, line[key]):
-                yield paint(_DIM, f"{key}=") + shorten(_printable(_spell(key, line[key], line)), _MAX_VALUE)
+                limit = _MAX_MESSAGE if key == "error" else _MAX_VALUE
+                yield paint(_DIM, f"{key}=") + shorten(_printable(_spell(key, line[key], line)), limit)
 
 
 def _spell(key: str, value: Any, line: MutableMapping[str, Any]) -> str:
