@@ -288,6 +288,40 @@ def test_a_number_that_is_none_is_wrong_usage(run: Callable[..., Done], here: Pa
     assert done.err.startswith("durably: Invalid value for '--limit'")
 
 
+def test_an_interrupt_while_the_program_is_imported_ends_it_silently(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(
+        "import signal, sys\nsys.stdout.write('importing\\n')\nsys.stdout.flush()\nwhile True: signal.pause()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "durably", "runs"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 130
+
+
+def test_the_program_is_imported_by_nothing_that_takes_its_time() -> None:
+    program = "import sys, durably.__main__; print([m for m in sys.modules if m.startswith(('durably.', 'pydantic'))])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "['durably.__main__']\n"
+
+
+def test_every_public_name_is_there() -> None:
+    import durably
+
+    assert all(getattr(durably, name) is not None for name in durably.__all__)
+    assert set(durably.__all__) <= set(dir(durably))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        durably.Nothing  # noqa: B018
+
+
 # --- where the application and the database are ------------------------------------------------------------
 
 
@@ -331,7 +365,7 @@ def test_a_wrong_setting_in_an_application_is_named_with_its_place(run: Callable
 def test_an_application_is_imported_anew_after_an_import_that_failed(here: Path) -> None:
     (here / "app.py").write_text("from durably import Durably\ndurably = Durably('sqlite:///a.db')\nnothing\n")
     for _ in range(2):
-        with pytest.raises(ValidationError, match="app.py cannot be imported: NameError"):
+        with pytest.raises(ValidationError, match="cannot be imported: NameError"):
             load_app("app.py")
 
 
@@ -645,6 +679,32 @@ def test_a_narrow_terminal_gets_the_ends_of_ids_which_other_commands_take(
     assert three_runs[1].endswith(ending)
     assert len(ending) < 26
     assert run("show", ending, "--json").data["id"] == three_runs[1]
+
+
+def without(*streams: int, cwd: Path, arguments: tuple[str, ...]) -> int:
+    """Carry out a command line in a process that is begun without some of its standard streams."""
+    closing = " ".join(f"{number}>&-" for number in streams)
+    script = f'exec "$0" "$@" {closing}'
+    return subprocess.run(["sh", "-c", script, *DURABLY, *arguments], cwd=cwd, timeout=60, check=False).returncode
+
+
+# contract 173
+@pytest.mark.parametrize("streams", [(1,), (2,), (0, 1, 2)])
+def test_commands_do_their_work_without_standard_streams(
+    run: Callable[..., Done], three_runs: list[str], folder: Path, streams: tuple[int, ...]
+) -> None:
+    assert without(*streams, cwd=folder, arguments=("runs",)) == 0
+    assert without(*streams, cwd=folder, arguments=("show", three_runs[1], "--json")) == 0
+    assert without(*streams, cwd=folder, arguments=("retry", three_runs[1])) == 0
+    assert without(*streams, cwd=folder, arguments=("retry", three_runs[0])) == 1
+    assert without(*streams, cwd=folder, arguments=("runs", "--limit", "many")) == 2
+    assert without(*streams, cwd=folder, arguments=("supervise", "--until-idle", "--workers", "1")) == 0
+    listed = {one["id"]: (one["status"], one["attempt"]) for one in run("runs", "--json").data}
+    assert listed == {
+        three_runs[0]: ("completed", 1),
+        three_runs[1]: ("failed", 2),
+        three_runs[2]: ("completed", 1),
+    }
 
 
 def test_a_reader_that_goes_away_ends_a_command_quietly(three_runs: list[str], folder: Path) -> None:

@@ -11,7 +11,7 @@ import typer
 from durably.cli import changes, logs, migrate, purge, runs, show, supervise, trigger, wait, workers
 from durably.cli.help import Command, Group
 from durably.cli.options import flag
-from durably.cli.output import EXIT_CLOSED_PIPE, close_stdout, first_line, printable, say
+from durably.cli.output import EXIT_CLOSED_PIPE, close_stdout, first_line, open_closed_streams, printable, say
 from durably.errors import DurablyError, RunFailedError, ValidationError
 
 EXIT_FAILED: Final = 1
@@ -93,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 if what was asked for failed, 2 for wrong usage, 130 after Ctrl-C; else the command's.
     """
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
