@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from durably.cli.main import main
 from durably.cli.options import parse_timeout
 from durably.cli.output import printable
 from durably.cli.timeline import bar
-from durably.errors import ValidationError
+from durably.errors import SchemaOutdatedError, ValidationError
 from durably.model import Step
 from tests.support import eventually, sql
 
@@ -427,6 +428,34 @@ def test_a_database_that_cannot_be_made_is_exit_code_1(run: Callable[..., Done],
     done = run("migrate", "--dialect-url", f"sqlite:///{here}/nowhere/new.db")
     assert done.code == 1
     assert re.fullmatch("durably: .*there is no folder.*\n", done.err)
+
+
+# contract 185
+@pytest.mark.parametrize("arguments", [["migrate"], ["runs"]])
+def test_a_folder_in_a_databases_place_is_named(run: Callable[..., Done], here: Path, arguments: list[str]) -> None:
+    done = run(*arguments, "--dialect-url", f"sqlite:///{here}")
+    assert (done.code, done.err) == (1, f"durably: {here} is a folder, not a database file\n")
+
+
+# contract 185
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_database_without_tables_is_named_with_the_command_that_migrates_it(
+    run: Callable[..., Done], here: Path, *, is_there: bool
+) -> None:
+    if is_there:
+        (here / "my jobs.db").touch()
+    url = "sqlite:///my jobs.db"
+    done = run("runs", "--dialect-url", url)
+    state = "has no durably tables" if is_there else f"is not there yet (there is no file {here / 'my jobs.db'})"
+    assert done.err.startswith(f"durably: the database {url} {state}, ")
+    remedy = re.findall("`durably (.*)`", done.err.replace("or call `migrate()`", ""))[0]
+    assert run(*shlex.split(remedy)).out == f"{url}: migrated\n"
+    assert run("runs", "--dialect-url", url).code == 0
+
+
+def test_a_password_is_in_no_error_and_no_remedy() -> None:
+    error = SchemaOutdatedError(None, "0001", url="postgresql://me:***@host/shop")
+    assert "run `durably migrate --dialect-url URL` or" in str(error)
 
 
 @pytest.mark.parametrize("arguments", [["runs"], ["workers"], ["show", "x"], ["trigger", "greet", "--input", ADA]])
@@ -931,6 +960,7 @@ def test_supervise_until_idle_migrates_executes_and_ends_cleanly(run: Callable[.
     assert sorted(line["run_id"] for line in told if line["event"] == "run:complete") == triggered
     assert next(line["concurrency"] for line in told if line["event"] == "worker:start") == 2
     assert told[-1]["event"] == "supervisor:stop"
+    assert not [line for line in told if line.get("logger", "").startswith("alembic")]
     assert all(one["status"] == "completed" for one in run("runs", "--json").data)
 
 
@@ -951,6 +981,16 @@ def test_supervise_ends_with_0_after_sigterm(here: Path) -> None:
     assert log_of(here)[-1]["reason"] == "SIGTERM"
     assert (here / "other.db").exists()
     assert not (here / "jobs.db").exists()
+
+
+# contract 161
+def test_supervise_tells_in_one_line_that_it_has_migrated(here: Path) -> None:
+    (here / "app.py").write_text(APP)
+    done = command("supervise", "--until-idle", "--workers", "1", cwd=here)
+    told = [json.loads(line) for line in done.out.splitlines()]
+    (logged,) = [line for line in told if line.get("logger") and "imported" not in line["event"]]
+    assert (logged["logger"], logged["level"]) == ("durably", "info")
+    assert re.fullmatch("migrated sqlite:///jobs.db to revision .*", logged["event"])
 
 
 # contract 173, 185

@@ -40,7 +40,8 @@ def open_closed_streams() -> None:
     """
     Let what is written to a stream that the process was begun without go nowhere.
 
-    Its descriptor's number, the lowest that is free, is taken too, or the database would get it, and all that jobs print there.
+    Its descriptor's number, the lowest that is free, is taken too, or the database would get it, and all that jobs
+    print there.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

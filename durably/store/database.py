@@ -150,7 +150,7 @@ class Database:
             return
         self.dialect.check_reachable()
         with self.connection() as connection:
-            check_schema(connection)
+            check_schema(connection, self.dialect.safe_url)
         self._checked = True
 
     def read(self, query: Callable[[Connection], T]) -> T:
