@@ -424,6 +424,25 @@ def test_migrate_makes_the_tables_once(run: Callable[..., Done], here: Path) -> 
     assert run("migrate", *url).out == "sqlite:///new.db: is current\n"
 
 
+def test_migrate_tells_as_json_what_it_did(run: Callable[..., Done], here: Path) -> None:
+    url = "sqlite:///new.db"
+    assert run("migrate", "--dialect-url", url, "--json").data == {"dialect_url": url, "migrated": True}
+    assert run("migrate", "--dialect-url", url, "--json").data == {"dialect_url": url, "migrated": False}
+
+
+def test_migrate_and_supervise_take_the_application_as_the_other_commands_do_too(
+    run: Callable[..., Done], here: Path
+) -> None:
+    (here / "mine.py").write_text(APP)
+    assert run("migrate", "--app", "mine.py").out == "sqlite:///jobs.db: migrated\n"
+    assert run("migrate", "mine.py", "--app", "mine.py").out == "sqlite:///jobs.db: is current\n"
+    done = command("supervise", "--app", "mine.py", "--until-idle", "--workers", "1", cwd=here)
+    assert (done.code, done.err) == (0, "durably: the application is mine.py (the argument)\n")
+    for name in ("migrate", "supervise"):
+        done = run(name, "mine.py", "--app", "app.py")
+        assert (done.code, done.err) == (2, "durably: app: given twice: mine.py and --app app.py\n")
+
+
 def test_a_database_that_cannot_be_made_is_exit_code_1(run: Callable[..., Done], here: Path) -> None:
     done = run("migrate", "--dialect-url", f"sqlite:///{here}/nowhere/new.db")
     assert done.code == 1
@@ -611,7 +630,8 @@ def test_waiting_for_a_run_that_is_cancelled_ends_with_1(run: Callable[..., Done
 def test_waiting_without_a_worker_says_so(run: Callable[..., Done], folder: Path) -> None:
     done = run("trigger", "greet", "--input", ADA, "--wait", "--timeout", "0")
     assert done.code == 1
-    assert "no worker is alive; start one with `durably supervise`" in done.err
+    told = "no worker is alive at the moment; the run waits for one: start some with `durably supervise`, unless a "
+    assert told in done.err
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
@@ -892,6 +912,7 @@ def test_a_pending_run_is_not_triggered_again(run: Callable[..., Done], three_ru
 def test_delete_removes_an_ended_run_alone(run: Callable[..., Done], three_runs: list[str]) -> None:
     assert run("delete", three_runs[1]).out == f"{three_runs[1]} is deleted\n"
     assert run("show", three_runs[1]).code == 1
+    assert run("delete", three_runs[0], "--json").data == {"deleted": three_runs[0]}
     done = run("delete", three_runs[2])
     assert (done.code, done.out) == (1, "")
     assert "cancel it before deleting it" in done.err
@@ -937,6 +958,27 @@ def test_workers_are_listed(run: Callable[..., Done], busy: Path) -> None:
     assert re.fullmatch(r"[0-9A-Z]{26} +\S+ +\d+ +alive +break, count, greet, hold +[01]/1 +\d+\.\d m?s ago", line)
     (worker,) = run("workers", "--json").data
     assert (worker["state"], sorted(worker["jobs"])) == ("alive", ["break", "count", "greet", "hold"])
+
+
+@pytest.mark.parametrize("columns", [80, 90, 100, 110])
+def test_where_room_is_short_the_jobs_of_workers_are_cut_first(
+    run: Callable[..., Done], folder: Path, columns: int
+) -> None:
+    many = json.dumps([f"a job whose number is {n}" for n in range(9)])
+    with application(None) as app:
+        for number, state in enumerate(("alive", "stopped", "dead")):
+            sql(
+                app,
+                "INSERT INTO durably_workers (id, host, pid, jobs, concurrency, state, started_at, "
+                f"heartbeat_at) VALUES ('0123456789ABCDEFGHJKMNPQR{number}', 'fedcba987654', 4194304, '{many}', "
+                f"10, '{state}', 1, 1700000000000000)",
+            )
+    heading, *lines = on_terminal("workers", columns=columns, NO_COLOR="1").splitlines()
+    assert heading.split() == ["id", "host", "pid", "state", "jobs", "running", "heartbeat"]
+    assert [line.split()[3] for line in lines] == ["alive", "dead", "stopped"]
+    for line in lines:
+        assert re.search(r"^[0-9A-Z]+R\d +fedcba987654 +4194304 +[a-z]+ +a job.*… +0/10 +\d+ d \d+ h ago$", line)
+        assert len(line) <= columns
 
 
 def test_no_workers_leave_stdout_empty(run: Callable[..., Done], folder: Path) -> None:
