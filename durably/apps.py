@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from durably.client import Durably
 from durably.errors import ValidationError
 from durably.settings import load_settings
+from durably.words import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,7 +141,7 @@ def _failure(place: str, error: BaseException) -> ValidationError:
         return ValidationError(error.field, f"{error.message} (in {where or place})")
     # A syntax error's text ends with its place, in a form of its own.
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    what = ": ".join(part for part in (type(error).__qualname__, " ".join(text.split())) if part)
+    what = in_words(type(error).__qualname__, " ".join(text.split()))
     return ValidationError("app", f"{place} cannot be imported: {what}{f' ({where})' if where else ''}")
 
 

@@ -28,6 +28,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from durably.words import in_words
+
 if TYPE_CHECKING:
     from durably.model import Run
 
@@ -106,7 +108,7 @@ class RunFailedError(DurablyError):
     """
 
     def __init__(self, run: Run) -> None:
-        super().__init__(f"run {run.id} of job {run.job_name!r} failed: {run.error_type}: {run.error}")
+        super().__init__(f"run {run.id} of job {run.job_name!r} failed: {in_words(run.error_type, run.error)}")
         self.run = run
 
 

@@ -791,6 +791,22 @@ def test_show_tells_why_a_run_failed_and_lets_nothing_move_the_cursor(
     assert "\x1b" not in out
 
 
+# contract 185
+def test_an_error_without_a_message_is_its_type_alone(run: Callable[..., Done], here: Path) -> None:
+    (here / "app.py").write_text(
+        APP
+        + "def fail():\n    raise OSError\n\n@durably.job('fail')\ndef fail_(step, _):\n    step.run('fail', fail)\n"
+    )
+    assert run("migrate").code == 0
+    run_id = run("trigger", "fail").out.strip()
+    done = command("supervise", "--until-idle", "--workers", "1", "--log-format", "console", cwd=here)
+    shown = [*done.out.splitlines(), *run("show", run_id).out.partition("traceback")[0].splitlines()]
+    shown += [run("runs").out.rstrip(), run("wait", run_id).err.rstrip()]
+    told = [line for line in shown if "OSError" in line]
+    assert len(told) == 6
+    assert all(line.endswith("OSError") for line in told)
+
+
 def test_show_colours_failed_attempts_red_on_a_terminal(three_runs: list[str], folder: Path) -> None:
     assert re.search(r"\x1b\[31m *━", on_terminal("show", three_runs[1]))
 

@@ -13,6 +13,7 @@ from durably.cli.help import Command, Group
 from durably.cli.options import flag
 from durably.cli.output import EXIT_CLOSED_PIPE, close_stdout, first_line, open_closed_streams, printable, say
 from durably.errors import DurablyError, RunFailedError, ValidationError
+from durably.words import in_words
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -121,11 +122,11 @@ def _report(error: Exception, given: Globals) -> int:
         return EXIT_USAGE
     if isinstance(error, RunFailedError):
         run = error.run
-        say(f"run {run.id} of job {run.job_name!r} failed: {run.error_type}: {first_line(run.error)}")
+        say(f"run {run.id} of job {run.job_name!r} failed: {in_words(run.error_type, first_line(run.error))}")
     elif isinstance(error, DurablyError):
         say(str(error))
     else:
-        say(f"{type(error).__qualname__}: {first_line(str(error))} (durably --traceback ... shows where)")
+        say(f"{in_words(type(error).__qualname__, first_line(str(error)))} (durably --traceback ... shows where)")
     return EXIT_USAGE if isinstance(error, ValidationError) else EXIT_FAILED
 
 

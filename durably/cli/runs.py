@@ -119,6 +119,7 @@ def spell_seconds(seconds: float | None) -> str:
 def _table(found: "list[Run]", now: datetime) -> "Table":
     from durably.cli.output import first_line, make_table, status_text, text
     from durably.telemetry.units import shorten
+    from durably.words import in_words
 
     cut = {"no_wrap": True, "overflow": "ellipsis"}
     right = {"no_wrap": True, "justify": "right"}
@@ -133,7 +134,7 @@ def _table(found: "list[Run]", now: datetime) -> "Table":
         ("error", cut),
     )
     for run in found:
-        error = first_line(f"{run.error_type}: {run.error}" if run.error_type else run.error)
+        error = first_line(in_words(run.error_type, run.error))
         table.add_row(
             id_text(run.id),
             text(run.job_name),

@@ -282,4 +282,4 @@ def unavailable(error: BaseException, dialect: Dialect) -> DatabaseUnavailableEr
     cause: object = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(error, PoolTimeoutError):
         cause = "more threads want a connection at once than the pool holds"
-    return DatabaseUnavailableError(f"{dialect.safe_url}: {cause}")
+    return DatabaseUnavailableError(f"{dialect.safe_url}: {str(cause) or type(cause).__qualname__}")

@@ -9,6 +9,7 @@ import orjson
 
 from durably.model import Progress
 from durably.telemetry.units import human_duration, human_size, shorten
+from durably.words import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
@@ -81,7 +82,7 @@ class ConsoleLines:
         if message := line.get("event" if "logger" in line else "message"):
             yield paint(_DIM, "| ") + shorten(_printable(message), _MAX_MESSAGE)
         for key in sorted(line, key=_LONG.__contains__):
-            if key not in _HIDDEN and not _is_dull(key, line[key]):
+            if key not in _HIDDEN and not _is_dull(key, line[key], line):
                 limit = _MAX_MESSAGE if key == "error" else _MAX_VALUE
                 yield paint(_DIM, f"{key}=") + shorten(_printable(_spell(key, line[key], line)), limit)
 
@@ -101,7 +102,7 @@ def _spell(key: str, value: Any, line: MutableMapping[str, Any]) -> str:
         case str() if key in _IDS:
             return value[-_IDS[key] :]
         case str():
-            return f"{line['error_type']}: {value}" if key == "error" and line.get("error_type") else value
+            return in_words(line.get("error_type"), value) if key == "error" else value
         case _:
             return _compact(value)
 
@@ -118,10 +119,12 @@ def _compact(value: Any) -> str:
         return repr(value)
 
 
-def _is_dull(key: str, value: Any) -> bool:
+def _is_dull(key: str, value: Any, line: MutableMapping[str, Any]) -> bool:
     """Tell whether a value says nothing: absent, empty, 0, the first attempt; but an output of 0 does not."""
     if value is None or (key == "attempt" and value == 1):
         return True
+    if key == "error" and line.get("error_type"):
+        return False
     return key != "output" and value in (0, "", [], {}, ())
 
 
