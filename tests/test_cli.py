@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,7 +30,6 @@ from tests.support import eventually, sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 APP = """
 import time
@@ -1089,6 +1089,39 @@ def test_wrong_options_of_supervise_start_nothing(
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"durably: {message}")
     assert done.err.count("\n") == 1
+
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_first_example_of_the_readme_runs_as_it_stands(run: Callable[..., Done], here: Path) -> None:
+    text = README.read_text()
+    (here / "app.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    commands = re.findall(
+        r"^    durably (.*?)(?: +#.*)?$", text.partition("## Use it")[2].partition("## ")[0], re.MULTILINE
+    )
+    supervise, trigger = (shlex.split(line) for line in commands[:2])
+    with subprocess.Popen(
+        [*DURABLY, *supervise], cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            done = eventually(lambda: (found := run(*trigger)).code == 0 and found, timeout=30)
+            assert done.out == "parcel of payment-42\n"
+            assert done.err.splitlines()[-1].startswith("durably: completed in")
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
+    first = here / "elsewhere.py"
+    first.write_text("from app import order\nprint(order.trigger(42, idempotency_key='order-42').status)\n")
+    assert (
+        subprocess.run([sys.executable, first], cwd=here, capture_output=True, text=True, check=True).stdout
+        == "pending\n"
+    )
+    run_id = run("runs", "--json", "--status", "completed").data[0]["id"]
+    for name in ("show", "logs", "retrigger"):
+        assert run(name, run_id).code == 0
+    named = {line.split()[0] for line in commands}
+    assert named < set(COMMANDS)
 
 
 # --- without a command line ---------------------------------------------------------------------------------
