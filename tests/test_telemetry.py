@@ -466,8 +466,8 @@ def test_a_long_output_is_shortened_and_an_omitted_one_shown_by_its_size() -> No
 # contract 185
 def test_an_error_is_shown_whole() -> None:
     reason = "the start failed: " + "why " * 50 + "and where"
-    text = console_of(as_record(EXAMPLES["supervisor:error"]) | {"error": reason})
-    assert text.endswith(f"{reason}\n")
+    told = as_record(EXAMPLES["supervisor:error"]) | {"context": "gave-up", "error_type": "gave-up", "error": reason}
+    assert console_of(told).endswith(f" context=gave-up error={reason}\n")
 
 
 def test_a_message_cannot_move_the_cursor() -> None:

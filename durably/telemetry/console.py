@@ -102,7 +102,8 @@ def _spell(key: str, value: Any, line: MutableMapping[str, Any]) -> str:
         case str() if key in _IDS:
             return value[-_IDS[key] :]
         case str():
-            return in_words(line.get("error_type"), value) if key == "error" else value
+            kind = line.get("error_type")
+            return in_words(None if kind == line.get("context") else kind, value) if key == "error" else value
         case _:
             return _compact(value)
 
