@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
+import traceback
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from durably.client import Durably
 from durably.errors import ValidationError
 from durably.settings import load_settings
+from durably.words import in_words
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
+_OWN_FOLDER: Final = Path(__file__).parent
 _FILES: Final = ("app.py", "jobs.py")
 _NONE_FOUND: Final = """there is none here. Write app.py:
     from durably import Durably
@@ -65,8 +71,8 @@ def load_app(reference: str) -> Durably:
         The instance that the attribute is, or the only one of the module.
 
     Raises:
-        ValidationError: There is no such file, module or attribute, or no single instance in it.
-        Exception: Whatever the module raises while it is imported.
+        ValidationError: There is no such file, module or attribute, or no single instance in it, or the module raises
+            while it is imported, which is the cause. On `app`, or on what the module itself gave a wrong value.
     """
     place, _, attribute = reference.partition(":")
     module = _load_file(Path(place)) if place.endswith(".py") or "/" in place else _load_module(place)
@@ -100,15 +106,55 @@ def _load_file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    with _importing(str(path)):
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            sys.modules.pop(name, None)  # half a module must not pass for a whole one the next time
+            raise
     return module
 
 
 def _load_module(name: str) -> ModuleType:
     sys.path.insert(0, str(Path.cwd()))
+    with _importing(name):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module exists, something that it imports does not
+    raise ValidationError("app", f"there is no module {name!r} here or installed")
+
+
+@contextmanager
+def _importing(place: str) -> Iterator[None]:
+    """Put into one line whatever ends an import, a `sys.exit()` too."""
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
-            raise  # the module exists, something that it imports does not
-        raise ValidationError("app", f"there is no module {name!r} here or installed") from error
+        yield
+    except (Exception, SystemExit) as error:
+        raise _failure(place, error) from error
+
+
+def _failure(place: str, error: BaseException) -> ValidationError:
+    where = _own_place(error)
+    if isinstance(error, ValidationError):
+        return ValidationError(error.field, f"{error.message} (in {where or place})")
+    # A syntax error's text ends with its place, in a form of its own.
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    what = in_words(type(error).__qualname__, " ".join(text.split()))
+    return ValidationError("app", f"{place} cannot be imported: {what}{f' ({where})' if where else ''}")
+
+
+def _own_place(error: BaseException) -> str | None:
+    """Find the last line of the user's own code that an error came from; None if it passed through none."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}:{error.lineno}"
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return next((f"{frame.filename}:{frame.lineno}" for frame in frames if _is_own(frame.filename)), None)
+
+
+def _is_own(file_name: str) -> bool:
+    """Tell a user's file from Python's, durably's and those installed."""
+    path = Path(file_name)
+    installed = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib", "platlib")]
+    return path.is_file() and not any(path.is_relative_to(folder) for folder in (*installed, _OWN_FOLDER))

@@ -108,7 +108,7 @@ class Durably:
         Raises:
             ValidationError: On `name`, at once, also where the parentheses were forgotten.
         """
-        check_name(name, "name")
+        check_name(name, "name", '@durably.job("name")')
 
         def decorate(run: Callable[[Any, Any], Any]) -> JobHandle:
             return self.register(define_job(name, run, input=input, output=output))

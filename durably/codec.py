@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from pydantic_core import SchemaValidator
 
 _MAX_DEPTH: Final = 200
+_LONGEST_PATH: Final = 200
+_MOST_TOLD: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,13 @@ class Unfit(ValueError):  # noqa: N818 - what a value is, not an error of ours
     A value does not fit a codec's type.
 
     Args:
-        path: Where, starting with "$".
+        path: Where, starting with "$"; a long one is cut in its middle.
         message: What is wrong there.
     """
 
     def __init__(self, path: str, message: str) -> None:
+        if len(path) > _LONGEST_PATH:
+            path = f"{path[: _LONGEST_PATH // 2]}…{path[-_LONGEST_PATH // 2 + 1 :]}"
         super().__init__(f"{path}: {message}")
         self.path = path
         self.message = message
@@ -121,7 +126,7 @@ class Codec:
             ValueError,
             TypeError,
         ) as error:  # pydantic_core's serialization errors, and those of own serializers
-            raise Unfit("$", str(error)) from error
+            raise Unfit("$", str(error).rstrip(": ") or type(error).__qualname__) from error
 
 
 def write_json(plain: Any) -> str:
@@ -301,7 +306,7 @@ def _plain(value: Any, path: str, depth: int) -> Any:
 
 def _key(key: Any, path: str) -> str:
     if type(key) is not str:
-        raise Unfit(path, f"the key {key!r} is a {type(key).__qualname__}, and JSON has only str keys")
+        raise Unfit(path, f"the key {key!r:.80} is a {type(key).__qualname__}, and JSON has only str keys")
     return key if key.isascii() else _encodable(key, path)
 
 
@@ -314,10 +319,19 @@ def _encodable(text: str, path: str) -> str:
 
 
 def _unfit(error: pydantic.ValidationError) -> Unfit:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    more = error.error_count() - 1
-    message = first["msg"] + (f" (and {more} more)" if more else "")
-    return Unfit("$" + "".join(_spell(first["loc"])), message)
+    """Name every wrong part of a value: the first by its path, some others in the message, the rest by their number."""
+    wrong = [
+        Unfit("$" + "".join(_spell(one["loc"])), one["msg"].strip().removesuffix(","))  # "Value error, " of no text
+        for one in islice(error.errors(include_url=False, include_context=False, include_input=False), _MOST_TOLD)
+    ]
+    first, *others = wrong
+    told = [
+        first.message,
+        *(f"{one.path.removeprefix('$').removeprefix('.') or 'the whole'}: {one.message}" for one in others),
+    ]
+    if left := error.error_count() - len(wrong):
+        told.append(f"and {left} more")
+    return Unfit(first.path, "; ".join(told))
 
 
 def _spell(location: tuple[int | str, ...]) -> Iterator[str]:

@@ -28,6 +28,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from durably.words import in_words
+
 if TYPE_CHECKING:
     from durably.model import Run
 
@@ -106,7 +108,7 @@ class RunFailedError(DurablyError):
     """
 
     def __init__(self, run: Run) -> None:
-        super().__init__(f"run {run.id} of job {run.job_name!r} failed: {run.error_type}: {run.error}")
+        super().__init__(f"run {run.id} of job {run.job_name!r} failed: {in_words(run.error_type, run.error)}")
         self.run = run
 
 
@@ -187,15 +189,31 @@ class SchemaOutdatedError(DurablyError):
     Args:
         found: The database's revision, None if it has none.
         expected: The code's revision.
+        url: The database's, without its password; None if it is not known.
+        missing_file: The database's file, where there is none yet; else None.
     """
 
-    def __init__(self, found: str | None, expected: str) -> None:
+    def __init__(
+        self, found: str | None, expected: str, *, url: str | None = None, missing_file: str | None = None
+    ) -> None:
         state = "has no durably tables" if found is None else f"is at schema revision {found}"
+        if missing_file is not None:
+            state = f"is not there yet (there is no file {missing_file})"
         super().__init__(
-            f"the database {state}, this durably needs revision {expected}: run `durably migrate` or call `migrate()`"
+            f"the database {f'{url} ' if url else ''}{state}, this durably needs revision {expected}: "
+            f"run `{_migrate_command(url)}` or call `migrate()`"
         )
         self.found = found
         self.expected = expected
+
+
+def _migrate_command(url: str | None) -> str:
+    import shlex
+
+    if url is None:
+        return "durably migrate"
+    # A password is not shown; the URL with it is the caller's to fill in.
+    return f"durably migrate --dialect-url {'URL' if ':***@' in url else shlex.quote(url)}"
 
 
 class SchemaTooNewError(DurablyError):

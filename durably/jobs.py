@@ -57,7 +57,7 @@ def define_job(name: str, run: Callable[[Any, Any], Any], *, input: Any = None, 
     Raises:
         ValidationError: The name, the function or a type is unusable; `field` says which.
     """
-    check_name(name, "name")
+    check_name(name, "name", 'define_job("name", function)')
     if not callable(run):
         raise ValidationError("run", f"{run!r} is no function")
     if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
@@ -83,13 +83,20 @@ def _define(name: str, run: Callable[[Any, Any], Any], input_type: Any, output_t
     )
 
 
-def check_name(name: object, field_name: str) -> str:
+def check_name(name: object, field_name: str, use: str = 'step.run("name", function, ...)') -> str:
     """
     Check a job's or step's name.
+
+    Args:
+        name: As given.
+        field_name: What errors name.
+        use: How the call looks, for who gave a function in the name's place.
 
     Raises:
         ValidationError: It is not 1 to 255 characters, or has control characters or surrounding blanks.
     """
+    if callable(name):
+        raise ValidationError(field_name, f"{name!r} is no str; the name comes first: {use}")
     if not isinstance(name, str):
         raise ValidationError(field_name, f"{name!r} is no str")
     _check_name(name, field_name)

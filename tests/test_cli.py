@@ -8,26 +8,28 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from durably.apps import load_app
 from durably.cli.application import application
 from durably.cli.main import main
 from durably.cli.options import parse_timeout
 from durably.cli.output import printable
 from durably.cli.timeline import bar
-from durably.errors import ValidationError
+from durably.errors import SchemaOutdatedError, ValidationError
 from durably.model import Step
 from tests.support import eventually, sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 APP = """
 import time
@@ -287,6 +289,40 @@ def test_a_number_that_is_none_is_wrong_usage(run: Callable[..., Done], here: Pa
     assert done.err.startswith("durably: Invalid value for '--limit'")
 
 
+def test_an_interrupt_while_the_program_is_imported_ends_it_silently(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(
+        "import signal, sys\nsys.stdout.write('importing\\n')\nsys.stdout.flush()\nwhile True: signal.pause()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "durably", "runs"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 130
+
+
+def test_the_program_is_imported_by_nothing_that_takes_its_time() -> None:
+    program = "import sys, durably.__main__; print([m for m in sys.modules if m.startswith(('durably.', 'pydantic'))])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "['durably.__main__']\n"
+
+
+def test_every_public_name_is_there() -> None:
+    import durably
+
+    assert all(getattr(durably, name) is not None for name in durably.__all__)
+    assert set(durably.__all__) <= set(dir(durably))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        durably.Nothing  # noqa: B018
+
+
 # --- where the application and the database are ------------------------------------------------------------
 
 
@@ -318,12 +354,20 @@ def test_an_application_that_does_not_import_is_one_line_with_its_place(run: Cal
     )
 
 
-def test_an_application_with_a_wrong_setting_is_named_too(run: Callable[..., Done], here: Path) -> None:
+def test_a_wrong_setting_in_an_application_is_named_with_its_place(run: Callable[..., Done], here: Path) -> None:
     (here / "app.py").write_text("from durably import Durably\ndurably = Durably('sqlite:///a.db', workers=0)\n")
     done = run("migrate")
     assert done.code == 2
-    assert "app.py cannot be imported: ValidationError: workers: 0 is out of range" in done.err
-    assert done.err.endswith("app.py:2)\n")
+    assert re.fullmatch(
+        rf"durably: workers: 0 is out of range: .* \(in {re.escape(str(here / 'app.py'))}:2\)\n", done.err
+    )
+
+
+def test_an_application_is_imported_anew_after_an_import_that_failed(here: Path) -> None:
+    (here / "app.py").write_text("from durably import Durably\ndurably = Durably('sqlite:///a.db')\nnothing\n")
+    for _ in range(2):
+        with pytest.raises(ValidationError, match="cannot be imported: NameError"):
+            load_app("app.py")
 
 
 def test_an_application_that_exits_as_it_is_imported_does_not_end_the_command_its_way(
@@ -380,10 +424,57 @@ def test_migrate_makes_the_tables_once(run: Callable[..., Done], here: Path) -> 
     assert run("migrate", *url).out == "sqlite:///new.db: is current\n"
 
 
+def test_migrate_tells_as_json_what_it_did(run: Callable[..., Done], here: Path) -> None:
+    url = "sqlite:///new.db"
+    assert run("migrate", "--dialect-url", url, "--json").data == {"dialect_url": url, "migrated": True}
+    assert run("migrate", "--dialect-url", url, "--json").data == {"dialect_url": url, "migrated": False}
+
+
+def test_migrate_and_supervise_take_the_application_as_the_other_commands_do_too(
+    run: Callable[..., Done], here: Path
+) -> None:
+    (here / "mine.py").write_text(APP)
+    assert run("migrate", "--app", "mine.py").out == "sqlite:///jobs.db: migrated\n"
+    assert run("migrate", "mine.py", "--app", "mine.py").out == "sqlite:///jobs.db: is current\n"
+    done = command("supervise", "--app", "mine.py", "--until-idle", "--workers", "1", cwd=here)
+    assert (done.code, done.err) == (0, "durably: the application is mine.py (the argument)\n")
+    for name in ("migrate", "supervise"):
+        done = run(name, "mine.py", "--app", "app.py")
+        assert (done.code, done.err) == (2, "durably: app: given twice: mine.py and --app app.py\n")
+
+
 def test_a_database_that_cannot_be_made_is_exit_code_1(run: Callable[..., Done], here: Path) -> None:
     done = run("migrate", "--dialect-url", f"sqlite:///{here}/nowhere/new.db")
     assert done.code == 1
     assert re.fullmatch("durably: .*there is no folder.*\n", done.err)
+
+
+# contract 185
+@pytest.mark.parametrize("arguments", [["migrate"], ["runs"]])
+def test_a_folder_in_a_databases_place_is_named(run: Callable[..., Done], here: Path, arguments: list[str]) -> None:
+    done = run(*arguments, "--dialect-url", f"sqlite:///{here}")
+    assert (done.code, done.err) == (1, f"durably: {here} is a folder, not a database file\n")
+
+
+# contract 185
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_database_without_tables_is_named_with_the_command_that_migrates_it(
+    run: Callable[..., Done], here: Path, *, is_there: bool
+) -> None:
+    if is_there:
+        (here / "my jobs.db").touch()
+    url = "sqlite:///my jobs.db"
+    done = run("runs", "--dialect-url", url)
+    state = "has no durably tables" if is_there else f"is not there yet (there is no file {here / 'my jobs.db'})"
+    assert done.err.startswith(f"durably: the database {url} {state}, ")
+    remedy = re.findall("`durably (.*)`", done.err.replace("or call `migrate()`", ""))[0]
+    assert run(*shlex.split(remedy)).out == f"{url}: migrated\n"
+    assert run("runs", "--dialect-url", url).code == 0
+
+
+def test_a_password_is_in_no_error_and_no_remedy() -> None:
+    error = SchemaOutdatedError(None, "0001", url="postgresql://me:***@host/shop")
+    assert "run `durably migrate --dialect-url URL` or" in str(error)
 
 
 @pytest.mark.parametrize("arguments", [["runs"], ["workers"], ["show", "x"], ["trigger", "greet", "--input", ADA]])
@@ -539,7 +630,8 @@ def test_waiting_for_a_run_that_is_cancelled_ends_with_1(run: Callable[..., Done
 def test_waiting_without_a_worker_says_so(run: Callable[..., Done], folder: Path) -> None:
     done = run("trigger", "greet", "--input", ADA, "--wait", "--timeout", "0")
     assert done.code == 1
-    assert "no worker is alive; start one with `durably supervise`" in done.err
+    told = "no worker is alive at the moment; the run waits for one: start some with `durably supervise`, unless a "
+    assert told in done.err
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
@@ -638,6 +730,32 @@ def test_a_narrow_terminal_gets_the_ends_of_ids_which_other_commands_take(
     assert run("show", ending, "--json").data["id"] == three_runs[1]
 
 
+def without(*streams: int, cwd: Path, arguments: tuple[str, ...]) -> int:
+    """Carry out a command line in a process that is begun without some of its standard streams."""
+    closing = " ".join(f"{number}>&-" for number in streams)
+    script = f'exec "$0" "$@" {closing}'
+    return subprocess.run(["sh", "-c", script, *DURABLY, *arguments], cwd=cwd, timeout=60, check=False).returncode
+
+
+# contract 173
+@pytest.mark.parametrize("streams", [(1,), (2,), (0, 1, 2)])
+def test_commands_do_their_work_without_standard_streams(
+    run: Callable[..., Done], three_runs: list[str], folder: Path, streams: tuple[int, ...]
+) -> None:
+    assert without(*streams, cwd=folder, arguments=("runs",)) == 0
+    assert without(*streams, cwd=folder, arguments=("show", three_runs[1], "--json")) == 0
+    assert without(*streams, cwd=folder, arguments=("retry", three_runs[1])) == 0
+    assert without(*streams, cwd=folder, arguments=("retry", three_runs[0])) == 1
+    assert without(*streams, cwd=folder, arguments=("runs", "--limit", "many")) == 2
+    assert without(*streams, cwd=folder, arguments=("supervise", "--until-idle", "--workers", "1")) == 0
+    listed = {one["id"]: (one["status"], one["attempt"]) for one in run("runs", "--json").data}
+    assert listed == {
+        three_runs[0]: ("completed", 1),
+        three_runs[1]: ("failed", 2),
+        three_runs[2]: ("completed", 1),
+    }
+
+
 def test_a_reader_that_goes_away_ends_a_command_quietly(three_runs: list[str], folder: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -671,6 +789,22 @@ def test_show_tells_why_a_run_failed_and_lets_nothing_move_the_cursor(
     assert re.search(r"error +OSError: no route\n +to \\x1b\[31mhost\n", out)
     assert "in explode" in out.partition("traceback")[2]
     assert "\x1b" not in out
+
+
+# contract 185
+def test_an_error_without_a_message_is_its_type_alone(run: Callable[..., Done], here: Path) -> None:
+    (here / "app.py").write_text(
+        APP
+        + "def fail():\n    raise OSError\n\n@durably.job('fail')\ndef fail_(step, _):\n    step.run('fail', fail)\n"
+    )
+    assert run("migrate").code == 0
+    run_id = run("trigger", "fail").out.strip()
+    done = command("supervise", "--until-idle", "--workers", "1", "--log-format", "console", cwd=here)
+    shown = [*done.out.splitlines(), *run("show", run_id).out.partition("traceback")[0].splitlines()]
+    shown += [run("runs").out.rstrip(), run("wait", run_id).err.rstrip()]
+    told = [line for line in shown if "OSError" in line]
+    assert len(told) == 6
+    assert all(line.endswith("OSError") for line in told)
 
 
 def test_show_colours_failed_attempts_red_on_a_terminal(three_runs: list[str], folder: Path) -> None:
@@ -794,6 +928,7 @@ def test_a_pending_run_is_not_triggered_again(run: Callable[..., Done], three_ru
 def test_delete_removes_an_ended_run_alone(run: Callable[..., Done], three_runs: list[str]) -> None:
     assert run("delete", three_runs[1]).out == f"{three_runs[1]} is deleted\n"
     assert run("show", three_runs[1]).code == 1
+    assert run("delete", three_runs[0], "--json").data == {"deleted": three_runs[0]}
     done = run("delete", three_runs[2])
     assert (done.code, done.out) == (1, "")
     assert "cancel it before deleting it" in done.err
@@ -841,6 +976,27 @@ def test_workers_are_listed(run: Callable[..., Done], busy: Path) -> None:
     assert (worker["state"], sorted(worker["jobs"])) == ("alive", ["break", "count", "greet", "hold"])
 
 
+@pytest.mark.parametrize("columns", [80, 90, 100, 110])
+def test_where_room_is_short_the_jobs_of_workers_are_cut_first(
+    run: Callable[..., Done], folder: Path, columns: int
+) -> None:
+    many = json.dumps([f"a job whose number is {n}" for n in range(9)])
+    with application(None) as app:
+        for number, state in enumerate(("alive", "stopped", "dead")):
+            sql(
+                app,
+                "INSERT INTO durably_workers (id, host, pid, jobs, concurrency, state, started_at, "
+                f"heartbeat_at) VALUES ('0123456789ABCDEFGHJKMNPQR{number}', 'fedcba987654', 4194304, '{many}', "
+                f"10, '{state}', 1, 1700000000000000)",
+            )
+    heading, *lines = on_terminal("workers", columns=columns, NO_COLOR="1").splitlines()
+    assert heading.split() == ["id", "host", "pid", "state", "jobs", "running", "heartbeat"]
+    assert [line.split()[3] for line in lines] == ["alive", "dead", "stopped"]
+    for line in lines:
+        assert re.search(r"^[0-9A-Z]+R\d +fedcba987654 +4194304 +[a-z]+ +a job.*… +0/10 +\d+ d \d+ h ago$", line)
+        assert len(line) <= columns
+
+
 def test_no_workers_leave_stdout_empty(run: Callable[..., Done], folder: Path) -> None:
     done = run("workers")
     assert (done.code, done.out) == (0, "")
@@ -862,6 +1018,7 @@ def test_supervise_until_idle_migrates_executes_and_ends_cleanly(run: Callable[.
     assert sorted(line["run_id"] for line in told if line["event"] == "run:complete") == triggered
     assert next(line["concurrency"] for line in told if line["event"] == "worker:start") == 2
     assert told[-1]["event"] == "supervisor:stop"
+    assert not [line for line in told if line.get("logger", "").startswith("alembic")]
     assert all(one["status"] == "completed" for one in run("runs", "--json").data)
 
 
@@ -884,13 +1041,37 @@ def test_supervise_ends_with_0_after_sigterm(here: Path) -> None:
     assert not (here / "jobs.db").exists()
 
 
-def test_supervise_of_an_application_that_does_not_import_ends_with_1(here: Path) -> None:
-    (here / "app.py").write_text("import nothing_of_this_name\n")
-    done = command("supervise", cwd=here)
-    assert done.code == 1
+# contract 161
+def test_supervise_tells_in_one_line_that_it_has_migrated(here: Path) -> None:
+    (here / "app.py").write_text(APP)
+    done = command("supervise", "--until-idle", "--workers", "1", cwd=here)
     told = [json.loads(line) for line in done.out.splitlines()]
-    assert any("nothing_of_this_name" in line.get("error", "") for line in told)
-    assert "Traceback" not in done.err
+    (logged,) = [line for line in told if line.get("logger") and "imported" not in line["event"]]
+    assert (logged["logger"], logged["level"]) == ("durably", "info")
+    assert re.fullmatch("migrated sqlite:///jobs.db to revision .*", logged["event"])
+
+
+# contract 173, 185
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("\nimport nothing_of_this_name\n", "ModuleNotFoundError: No module named 'nothing_of_this_name' ({place}:2)"),
+        ("x = 1\nif x\n", "SyntaxError: expected ':' ({place}:2)"),
+        ("import sys\nsys.exit('set API_KEY')\n", "SystemExit: set API_KEY ({place}:2)"),
+        ("raise RuntimeError\n", "RuntimeError ({place}:1)"),
+    ],
+)
+def test_supervise_tells_in_one_line_why_an_application_does_not_import(
+    here: Path, source: str, reason: str, log_format: str
+) -> None:
+    (here / "app.py").write_text(source)
+    done = command("supervise", "--log-format", log_format, cwd=here)
+    assert done.code == 1
+    (told,) = [line for line in done.out.splitlines() if "supervisor:error" in line]
+    error = json.loads(told)["error"] if log_format == "json" else told
+    assert error.endswith("the start failed: app: app.py cannot be imported: " + reason.format(place=here / "app.py"))
+    assert "Traceback" not in done.out + done.err
 
 
 @pytest.mark.parametrize(
@@ -908,6 +1089,40 @@ def test_wrong_options_of_supervise_start_nothing(
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"durably: {message}")
     assert done.err.count("\n") == 1
+
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_first_example_of_the_readme_runs_as_it_stands(run: Callable[..., Done], here: Path) -> None:
+    text = README.read_text()
+    (here / "app.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    commands = re.findall(
+        r"^    durably (.*?)(?: +#.*)?$", text.partition("## Use it")[2].partition("## ")[0], re.MULTILINE
+    )
+    supervise, trigger = (shlex.split(line) for line in commands[:2])
+    with subprocess.Popen(
+        [*DURABLY, *supervise], cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            eventually(lambda: run("runs").code == 0, timeout=30)
+            done = run(*trigger)
+            assert done.out == "parcel of payment-42\n"
+            assert done.err.splitlines()[-1].startswith("durably: completed in")
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
+    first = here / "elsewhere.py"
+    first.write_text("from app import order\nprint(order.trigger(42, idempotency_key='order-42').status)\n")
+    assert (
+        subprocess.run([sys.executable, first], cwd=here, capture_output=True, text=True, check=True).stdout
+        == "pending\n"
+    )
+    run_id = run("runs", "--json", "--status", "completed").data[0]["id"]
+    for name in ("show", "logs", "retrigger"):
+        assert run(name, run_id).code == 0
+    named = {line.split()[0] for line in commands}
+    assert named < set(COMMANDS)
 
 
 # --- without a command line ---------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Encoding: values to stored JSON and back, and what is refused with its path."""
 
 import enum
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import pydantic
@@ -233,6 +234,47 @@ def test_the_three_uses_name_what_is_wrong_in_their_own_words() -> None:
     assert wrong_step.value.path == "$.a"
     with pytest.raises(PayloadTooLargeError, match="'load'"):
         encode_step(PLAIN, "x" * 1024, "load", 1024)
+
+
+# contract 185
+def test_every_wrong_field_is_named_up_to_ten_and_the_rest_counted() -> None:
+    class Order(pydantic.BaseModel):
+        id: int
+        lines: list[int]
+        note: str = ""
+
+    with pytest.raises(ValidationError) as wrong:
+        check_input(codec_for(Order), {"id": "x", "lines": [1, "y"], "note": 3}, 1024)
+    assert wrong.value.field == "input.id"
+    assert re.search(
+        r"^input\.id: .* integer, .*; lines\[1\]: .* integer, .*; note: .* valid string$", str(wrong.value)
+    )
+    with pytest.raises(ValidationError) as many:
+        check_input(codec_for(list[int]), ["x"] * 25, 1024)
+    assert re.findall(r"\[(\d+)\]: ", str(many.value)) == [str(n) for n in range(10)]
+    assert str(many.value).endswith("; and 15 more")
+
+
+# contract 185
+def test_an_error_without_words_ends_in_no_comma_or_colon() -> None:
+    def refuse(value: Any) -> Any:
+        raise ValueError
+
+    with pytest.raises(Unfit, match=r"^\$: Value error$"):
+        codec_for(Annotated[int, pydantic.BeforeValidator(refuse)]).encode(1)
+    with pytest.raises(Unfit, match=r"^\$: .*ValueError$"):
+        codec_for(Annotated[int, pydantic.PlainSerializer(refuse)]).encode(1)
+
+
+# contract 185
+def test_a_long_path_is_cut_in_its_middle() -> None:
+    deep: Any = None
+    for _ in range(300):
+        deep = [deep]
+    with pytest.raises(Unfit) as refused:
+        PLAIN.encode(deep)
+    assert len(refused.value.path) == 200
+    assert re.fullmatch(r"\$(\[0\])+(\[0?)?…0?\]?(\[0\])+", refused.value.path)
 
 
 @pytest.mark.parametrize(("text", "size"), [("x" * 1022, 1024), ("ü" * 511, 1024), ("\U0001f600" * 255, 1022)])

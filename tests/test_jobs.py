@@ -356,3 +356,21 @@ def test_an_input_that_no_longer_fits_fails_the_run_and_says_so(make_app: AppMak
     failed = read(new, run)
     assert failed.error_type == "ValidationError"
     assert (failed.error or "").startswith("input.n: ")
+
+
+# contract 185
+def test_a_function_in_a_names_place_is_told_where_the_name_goes(app: Durably) -> None:
+    def work() -> None: ...
+
+    with pytest.raises(
+        ValidationError, match=r'^name: <function .*; the name comes first: define_job\("name", function'
+    ):
+        define_job(work, work)  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match=r'the name comes first: @durably\.job\("name"\)'):
+        app.job(work)  # type: ignore[arg-type]
+    app.register(define_job("forgetful", lambda step, value: step.run(work, value)))
+    run = app.get_job("forgetful").trigger()  # type: ignore[union-attr]
+    app.process_until_idle()
+    ended = app.get_run(run.id)
+    assert ended is not None
+    assert 'the name comes first: step.run("name", function, ...)' in str(ended.error)

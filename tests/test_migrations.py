@@ -1,6 +1,7 @@
 """Migrations: once, by one of many, beside others' tables, and never by a start."""
 
 import asyncio
+import logging
 import os
 import sqlite3
 import subprocess
@@ -48,6 +49,24 @@ def test_the_migrated_schema_is_the_one_that_the_code_declares(make_app: AppMake
         return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
 
     assert app.database.read(compare) == []
+
+
+def test_a_migration_is_one_line_of_the_log_unless_alembics_are_wanted(
+    make_app: AppMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    app = make_app(migrated=False)
+    app.migrate()
+    app.migrate()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"migrated {app.database.dialect.safe_url} to revision {REVISION}"
+    ]
+    caplog.clear()
+    caplog.set_level(logging.INFO, "alembic")
+    other = Durably(f"sqlite:///{tmp_path / 'other.db'}")
+    other.migrate()
+    other.database.close()
+    assert {record.name.partition(".")[0] for record in caplog.records} == {"alembic", "durably"}
 
 
 def test_threads_that_migrate_one_instance_do_the_work_once(make_app: AppMaker) -> None:

@@ -435,7 +435,7 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch, variable: str, va
         ),
         (
             "run:fail",
-            r"E run:fail         9F3K       import_users Q7TN2A error=OSError: no route failed_step=fetch",
+            r"E run:fail         9F3K       import_users Q7TN2A failed_step=fetch error=OSError: no route",
         ),
         ("run:progress", r"D run:progress     9F3K       import_users Q7TN2A progress=3/10 pages"),
         (
@@ -461,6 +461,13 @@ def test_a_long_output_is_shortened_and_an_omitted_one_shown_by_its_size() -> No
     assert long.endswith("…")
     assert len(long.partition("output=")[2]) == 60
     assert omitted.endswith("duration=1.2 s output=(20 KiB)")
+
+
+# contract 185
+def test_an_error_is_shown_whole() -> None:
+    reason = "the start failed: " + "why " * 50 + "and where"
+    told = as_record(EXAMPLES["supervisor:error"]) | {"context": "gave-up", "error_type": "gave-up", "error": reason}
+    assert console_of(told).endswith(f" context=gave-up error={reason}\n")
 
 
 def test_a_message_cannot_move_the_cursor() -> None:

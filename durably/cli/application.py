@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import sysconfig
-import traceback
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from durably.apps import find_app, load_app
 from durably.client import Durably
-from durably.errors import DurablyError, NotFoundError, ValidationError
+from durably.errors import NotFoundError, ValidationError
 from durably.settings import change_settings, load_settings
 
 if TYPE_CHECKING:
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
 
 _RUNS_SEARCHED: Final = 1_000
 _FEWEST_LETTERS: Final = 4
-_OWN_FOLDER: Final = Path(__file__).parents[1]
 
 
 @contextmanager
@@ -98,28 +94,5 @@ def find_run(app: Durably, given: str) -> Run:
 
 def _load(reference: str) -> Durably:
     """Import an application; what it prints goes to stderr, for stdout is for data."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return load_app(reference)
-    except (Exception, SystemExit) as error:
-        place = _own_place(error)
-        if place is None and isinstance(error, DurablyError):
-            raise  # about the reference, not from within what it names
-        message = " ".join(str(error).split())
-        where = "" if place is None else f" ({place})"
-        raise ValidationError(
-            "app", f"{reference} cannot be imported: {type(error).__qualname__}: {message}{where}"
-        ) from error
-
-
-def _own_place(error: BaseException) -> str | None:
-    """Find the last line of the user's own code that an error came from; None if it passed through none."""
-    frames = reversed(traceback.extract_tb(error.__traceback__))
-    return next((f"{frame.filename}:{frame.lineno}" for frame in frames if _is_own(frame.filename)), None)
-
-
-def _is_own(file_name: str) -> bool:
-    """Tell a user's file from Python's, durably's and those installed."""
-    path = Path(file_name)
-    installed = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib", "platlib")]
-    return path.is_file() and not any(path.is_relative_to(folder) for folder in (*installed, _OWN_FOLDER))
+    with contextlib.redirect_stdout(sys.stderr):
+        return load_app(reference)

@@ -77,14 +77,23 @@ def retrigger(
         emit(f"{created.id}\n")
 
 
-def delete(run: RunArgument, *, app: AppOption = None, dialect_url: DialectUrlOption = None) -> None:
+def delete(
+    run: RunArgument,
+    *,
+    app: AppOption = None,
+    dialect_url: DialectUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Delete a run that has ended, with all that is stored of it."""
     from durably.cli.application import database, find_run
-    from durably.cli.output import emit
+    from durably.cli.output import emit, emit_json
 
     with database(app, dialect_url) as durably:
         found = find_run(durably, run)
         durably.delete_run(found.id)
+    if as_json:
+        emit_json({"deleted": found.id})
+    else:
         emit(f"{found.id} is deleted\n")
 
 

@@ -11,8 +11,9 @@ import typer
 from durably.cli import changes, logs, migrate, purge, runs, show, supervise, trigger, wait, workers
 from durably.cli.help import Command, Group
 from durably.cli.options import flag
-from durably.cli.output import EXIT_CLOSED_PIPE, close_stdout, first_line, printable, say
+from durably.cli.output import EXIT_CLOSED_PIPE, close_stdout, first_line, open_closed_streams, printable, say
 from durably.errors import DurablyError, RunFailedError, ValidationError
+from durably.words import in_words
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 if what was asked for failed, 2 for wrong usage, 130 after Ctrl-C; else the command's.
     """
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -120,11 +122,11 @@ def _report(error: Exception, given: Globals) -> int:
         return EXIT_USAGE
     if isinstance(error, RunFailedError):
         run = error.run
-        say(f"run {run.id} of job {run.job_name!r} failed: {run.error_type}: {first_line(run.error)}")
+        say(f"run {run.id} of job {run.job_name!r} failed: {in_words(run.error_type, first_line(run.error))}")
     elif isinstance(error, DurablyError):
         say(str(error))
     else:
-        say(f"{type(error).__qualname__}: {first_line(str(error))} (durably --traceback ... shows where)")
+        say(f"{in_words(type(error).__qualname__, first_line(str(error)))} (durably --traceback ... shows where)")
     return EXIT_USAGE if isinstance(error, ValidationError) else EXIT_FAILED
 
 

@@ -2,19 +2,30 @@
 
 from typing import Final
 
-from durably.cli.options import AppArgument, DialectUrlOption
+from durably.cli.options import AppArgument, AppAsOption, DialectUrlOption, JsonOption, one_app
 
 EPILOG: Final = """Examples
   durably migrate
+  durably migrate jobs.py
   durably migrate --dialect-url sqlite:///jobs.db
 """
 
 
-def migrate(app: AppArgument = None, *, dialect_url: DialectUrlOption = None) -> None:
+def migrate(
+    app: AppArgument = None,
+    *,
+    app_option: AppAsOption = None,
+    dialect_url: DialectUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Make durably's tables, or bring them to this version."""
     from durably.cli.application import database
-    from durably.cli.output import emit
+    from durably.cli.output import emit, emit_json
 
-    with database(app, dialect_url) as durably:
+    with database(one_app(app, app_option), dialect_url) as durably:
         changed = durably.database.migrate()
-        emit(f"{durably.database.dialect.safe_url}: {'migrated' if changed else 'is current'}\n")
+        url = durably.database.dialect.safe_url
+    if as_json:
+        emit_json({"dialect_url": url, "migrated": changed})
+    else:
+        emit(f"{url}: {'migrated' if changed else 'is current'}\n")

@@ -33,6 +33,10 @@ AppOption: TypeAlias = Annotated[
         help=_APP_HELP,
     ),
 ]
+AppAsOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--app", metavar="APP", show_default=False, help="The same, as the other commands take it."),
+]
 DialectUrlOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -77,6 +81,18 @@ class LogLevel(StrEnum):
     warning = "warning"
     error = "error"
     critical = "critical"
+
+
+def one_app(argument: str | None, option: str | None) -> str | None:
+    """
+    Take the application from wherever it was given.
+
+    Raises:
+        ValidationError: On `app`; there are two.
+    """
+    if argument is not None and option is not None and argument != option:
+        raise ValidationError("app", f"given twice: {argument} and --app {option}")
+    return option if argument is None else argument
 
 
 def parse_labels(given: list[str] | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import typer
@@ -33,6 +34,20 @@ STATUS_STYLES: Final = {
     "dead": "bold red",
 }
 _WIDTH_IN_A_PIPE: Final = 10_000
+
+
+def open_closed_streams() -> None:
+    """
+    Let what is written to a stream that the process was begun without go nowhere.
+
+    Its descriptor's number, the lowest that is free, is taken too, or the database would get it, and all that jobs
+    print there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - stays open
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def say(message: str) -> None:

@@ -119,6 +119,7 @@ def spell_seconds(seconds: float | None) -> str:
 def _table(found: "list[Run]", now: datetime) -> "Table":
     from durably.cli.output import first_line, make_table, status_text, text
     from durably.telemetry.units import shorten
+    from durably.words import in_words
 
     cut = {"no_wrap": True, "overflow": "ellipsis"}
     right = {"no_wrap": True, "justify": "right"}
@@ -133,9 +134,9 @@ def _table(found: "list[Run]", now: datetime) -> "Table":
         ("error", cut),
     )
     for run in found:
-        error = first_line(f"{run.error_type}: {run.error}" if run.error_type else run.error)
+        error = first_line(in_words(run.error_type, run.error))
         table.add_row(
-            _id_text(run.id),
+            id_text(run.id),
             text(run.job_name),
             status_text(run.status),
             text(shorten(first_line(spell_progress(run)), _MAX_PROGRESS)),
@@ -147,12 +148,12 @@ def _table(found: "list[Run]", now: datetime) -> "Table":
     return table
 
 
-def _id_text(run_id: str) -> "Text":
-    """Give an id whole where there is room, else its end, which is the part that tells runs apart."""
+def id_text(given: str) -> "Text":
+    """Give an id whole where there is room, else its end, which is the part that tells it from others."""
     import sys
 
     from durably.cli.output import console_for, text
 
     console = console_for(sys.stdout)
     is_narrow = console.is_terminal and console.width < _COLUMNS_FOR_LONG_IDS
-    return text(run_id[-_LETTERS_OF_A_SHORT_ID:] if is_narrow else run_id)
+    return text(given[-_LETTERS_OF_A_SHORT_ID:] if is_narrow else given)

@@ -84,6 +84,7 @@ def _fields(run: "Run", now: datetime) -> "Table":
 def _rows(run: "Run", now: datetime) -> "Iterator[tuple[str, Text | None]]":
     from durably.cli.output import join, status_text, text
     from durably.cli.runs import duration_seconds, spell_progress, spell_seconds
+    from durably.words import in_words
 
     counts = join([
         f"attempt {run.attempt}",
@@ -104,7 +105,7 @@ def _rows(run: "Run", now: datetime) -> "Iterator[tuple[str, Text | None]]":
     yield "took", text(spell_seconds(duration_seconds(run, now)))
     yield "input", _value(run.input)
     yield "output", _value(run.output) if run.status == "completed" else None
-    yield "error", text(f"{run.error_type}: {run.error}", "red") if run.error else None
+    yield "error", text(in_words(run.error_type, run.error), "red")
 
 
 def _local(time: datetime) -> str:

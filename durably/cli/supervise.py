@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 import typer
 
-from durably.cli.options import AppArgument, DialectUrlOption, LogFormat, LogLevel, flag
+from durably.cli.options import AppArgument, AppAsOption, DialectUrlOption, LogFormat, LogLevel, flag, one_app
 
 EPILOG: Final = """Signals
   TERM, INT   Drain: claim nothing more, let held runs end. After the drain
@@ -31,6 +31,7 @@ Examples
 def supervise(
     app: AppArgument = None,
     *,
+    app_option: AppAsOption = None,
     workers: Annotated[
         int | None,
         typer.Option(metavar="N", show_default=False, help="Worker processes; by default one for each usable core."),
@@ -63,7 +64,7 @@ def supervise(
     from durably.supervisor.supervisor import Supervisor
     from durably.telemetry import configure_log
 
-    found = find_app(app)
+    found = find_app(one_app(app, app_option))
     given = {"workers": workers, "concurrency": concurrency, "drain_timeout": drain_timeout}
     supervisor = Supervisor(
         found.reference,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from durably.cli.output import first_line, make_table, text
 from durably.cli.runs import spell_seconds
+from durably.words import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,4 +68,4 @@ def bar(step: Step, start: datetime, end: datetime, *, width: int) -> str:
 
 
 def _error(step: Step) -> str:
-    return first_line(f"{step.error_type}: {step.error}") if step.status == "failed" else ""
+    return first_line(in_words(step.error_type, step.error)) if step.status == "failed" else ""

@@ -64,7 +64,11 @@ def watch(durably: Durably, run: Run, timeout: float | None) -> None:
     """
     say(f"run {run.id} of job {run.job_name!r}")
     if not run.is_terminal and not durably.database.read(_is_any_alive):
-        say("no worker is alive; start one with `durably supervise`")
+        # A supervisor has no row: while it waits to replace workers that died, only its log tells of it.
+        say(
+            "no worker is alive at the moment; the run waits for one: "
+            "start some with `durably supervise`, unless a supervisor is about to"
+        )
     with _Watching(durably, run) as watching:
         try:
             ended = durably.wait_for_run(

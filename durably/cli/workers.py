@@ -16,6 +16,8 @@ Examples
   durably workers --json | jq '.[] | select(.state == "alive") | .host'
 """
 _MAX_JOBS: Final = 60
+_MIN_JOBS: Final = 8
+_MAX_HOST: Final = 24
 
 
 def workers(*, app: AppOption = None, dialect_url: DialectUrlOption = None, as_json: JsonOption = False) -> None:
@@ -36,25 +38,29 @@ def workers(*, app: AppOption = None, dialect_url: DialectUrlOption = None, as_j
 
 def _table(found: "list[Worker]") -> "Table":
     from durably.cli.output import make_table, status_text, text
+    from durably.cli.runs import id_text
     from durably.telemetry.units import human_duration, shorten
 
+    whole = {"no_wrap": True, "overflow": "ellipsis"}
     right = {"no_wrap": True, "justify": "right"}
     table = make_table(
-        ("id", {"no_wrap": True}),
-        "host",
+        ("id", whole),
+        ("host", whole),
         ("pid", right),
-        "state",
-        ("jobs", {"no_wrap": True, "overflow": "ellipsis"}),
+        ("state", whole),
+        ("jobs", {"min_width": _MIN_JOBS}),  # where room is short, the column that may be wrapped gives way alone
         ("running", right),
         ("heartbeat", right),
     )
     for worker in found:
+        jobs = text(shorten(", ".join(sorted(worker.jobs)), _MAX_JOBS))
+        jobs.no_wrap, jobs.overflow = True, "ellipsis"
         table.add_row(
-            text(worker.id),
-            text(worker.host),
+            id_text(worker.id),
+            text(shorten(worker.host, _MAX_HOST)),
             text(worker.pid),
             status_text(worker.state),
-            text(shorten(", ".join(sorted(worker.jobs)), _MAX_JOBS)),
+            jobs,
             text(f"{worker.running}/{worker.concurrency}"),
             text(f"{human_duration(max(worker.heartbeat_age_seconds, 0.0))} ago"),
         )

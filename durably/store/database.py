@@ -150,7 +150,7 @@ class Database:
             return
         self.dialect.check_reachable()
         with self.connection() as connection:
-            check_schema(connection)
+            check_schema(connection, self.dialect.safe_url)
         self._checked = True
 
     def read(self, query: Callable[[Connection], T]) -> T:
@@ -282,4 +282,4 @@ def unavailable(error: BaseException, dialect: Dialect) -> DatabaseUnavailableEr
     cause: object = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(error, PoolTimeoutError):
         cause = "more threads want a connection at once than the pool holds"
-    return DatabaseUnavailableError(f"{dialect.safe_url}: {cause}")
+    return DatabaseUnavailableError(f"{dialect.safe_url}: {str(cause) or type(cause).__qualname__}")

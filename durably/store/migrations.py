@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,8 @@ from durably.errors import DatabaseUnavailableError, SchemaOutdatedError, Schema
 from durably.store.tables import REVISION, VERSION_TABLE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Engine
 
     from durably.store.dialects import Dialect
@@ -21,6 +24,7 @@ _PACKAGED: Final = Path(__file__).parent / "alembic_scripts"
 _IN_THE_REPOSITORY: Final = Path(__file__).parents[2] / "alembic"
 # Grows by one with each migration; the newest is REVISION.
 _KNOWN_REVISIONS: Final = (REVISION,)
+_logger: Final = logging.getLogger("durably")
 _version = table(VERSION_TABLE, column("version_num"))
 
 
@@ -36,9 +40,13 @@ def current_revision(connection: Connection) -> str | None:
     return connection.execute(select(_version.c.version_num)).scalar_one_or_none()
 
 
-def check_schema(connection: Connection) -> None:
+def check_schema(connection: Connection, safe_url: str) -> None:
     """
     Compare the database's revision with the code's.
+
+    Args:
+        connection: To the database.
+        safe_url: Names it in errors.
 
     Raises:
         SchemaOutdatedError: It is missing or behind.
@@ -48,7 +56,7 @@ def check_schema(connection: Connection) -> None:
     if found is not None and found not in _KNOWN_REVISIONS:
         raise SchemaTooNewError(found, REVISION)
     if found != REVISION:
-        raise SchemaOutdatedError(found, REVISION)
+        raise SchemaOutdatedError(found, REVISION, url=safe_url)
 
 
 def migrate(engine: Engine, dialect: Dialect, *, timeout: float) -> bool:
@@ -72,11 +80,12 @@ def migrate(engine: Engine, dialect: Dialect, *, timeout: float) -> bool:
     with engine.connect() as connection, dialect.writing(connection, timeout=timeout):
         dialect.migration_lock(connection)
         try:
-            check_schema(connection)
+            check_schema(connection, dialect.safe_url)
+            return False
         except SchemaOutdatedError:
             _upgrade(connection)
-            return True
-    return False
+    _logger.info("migrated %s to revision %s", dialect.safe_url, REVISION)
+    return True
 
 
 def _is_current(engine: Engine, dialect: Dialect) -> bool:
@@ -84,7 +93,7 @@ def _is_current(engine: Engine, dialect: Dialect) -> bool:
     try:
         dialect.check_reachable()
         with engine.connect() as connection:
-            check_schema(connection)
+            check_schema(connection, dialect.safe_url)
     except (SchemaOutdatedError, DatabaseUnavailableError):
         return False
     except SQLAlchemyError as error:
@@ -95,13 +104,25 @@ def _is_current(engine: Engine, dialect: Dialect) -> bool:
 
 
 def _upgrade(connection: Connection) -> None:
-    # It lists its own parts, a line each, when it is imported.
-    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
-    from alembic.config import Config
+    with _quiet("alembic"):  # it tells each of its steps, and lists its own parts when it is imported
+        from alembic.config import Config
 
-    from alembic import command
+        from alembic import command
 
-    config = Config()
-    config.set_main_option("script_location", str(scripts_folder()).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+        config = Config()
+        config.set_main_option("script_location", str(scripts_folder()).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def _quiet(logger_name: str) -> Iterator[None]:
+    """Let a logger tell no less than warnings, unless somebody has set its level."""
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    if level == logging.NOTSET:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

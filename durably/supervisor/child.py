@@ -103,7 +103,8 @@ def run_child(plan: Plan) -> None:
         code = EXIT_BOOT_FAILED
     sys.stdout.flush()
     outbox.close()
-    sys.stderr.flush()
+    if sys.stderr is not None:  # as it is in a process begun without one
+        sys.stderr.flush()
     # Neither threads that are stuck in job code nor exit handlers of the supervisor may hold the exit up.
     os._exit(code)
 

@@ -62,7 +62,7 @@ def _heed(child: Child, record: dict[str, Any], listener: Listener) -> None:
             _heed_keeper(child, record, listener)
             return
         case "boot:failed":
-            child.failure = record["traceback"] or f"{record['error_type']}: {record['error']}"
+            child.failure = record["traceback"] or record["error"]
             return
         case "unreadable":
             listener.report("channel", "warning", f"worker {child.id} sent an unreadable line: {record['error']}")

@@ -9,6 +9,7 @@ import orjson
 
 from durably.model import Progress
 from durably.telemetry.units import human_duration, human_size, shorten
+from durably.words import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
@@ -23,14 +24,14 @@ _WHO_WIDTH: Final = len("supervisor")
 _WORKER_LETTERS: Final = 4
 _RUN_LETTERS: Final = 6
 _MAX_VALUE: Final = 60
-# A message is what its line is for; the bound is for a print of everything.
+# A message, or an error, is what its line is for; the bound is for a print of everything.
 _MAX_MESSAGE: Final = 1_000
 
 _DURATIONS: Final = frozenset({"duration", "waited", "oldest_step_age", "loop_lag"})
 # The letters of an id that tell it from others: its end, for its beginning is the time.
 _IDS: Final = {"lost_worker": _WORKER_LETTERS, "retriggered_from": _RUN_LETTERS}
 # Shown last, because they may fill the line.
-_LONG: Final = frozenset({"output", "data"})
+_LONG: Final = frozenset({"output", "data", "error"})
 # Shown in columns of their own, or not worth a person's line.
 _HIDDEN: Final = frozenset({
     "timestamp", "sequence", "process", "event", "level", "logger", "run_id", "job_name", "labels",
@@ -81,8 +82,9 @@ class ConsoleLines:
         if message := line.get("event" if "logger" in line else "message"):
             yield paint(_DIM, "| ") + shorten(_printable(message), _MAX_MESSAGE)
         for key in sorted(line, key=_LONG.__contains__):
-            if key not in _HIDDEN and not _is_dull(key, line[key]):
-                yield paint(_DIM, f"{key}=") + shorten(_printable(_spell(key, line[key], line)), _MAX_VALUE)
+            if key not in _HIDDEN and not _is_dull(key, line[key], line):
+                limit = _MAX_MESSAGE if key == "error" else _MAX_VALUE
+                yield paint(_DIM, f"{key}=") + shorten(_printable(_spell(key, line[key], line)), limit)
 
 
 def _spell(key: str, value: Any, line: MutableMapping[str, Any]) -> str:
@@ -100,7 +102,8 @@ def _spell(key: str, value: Any, line: MutableMapping[str, Any]) -> str:
         case str() if key in _IDS:
             return value[-_IDS[key] :]
         case str():
-            return f"{line['error_type']}: {value}" if key == "error" and line.get("error_type") else value
+            kind = line.get("error_type")
+            return in_words(None if kind == line.get("context") else kind, value) if key == "error" else value
         case _:
             return _compact(value)
 
@@ -117,10 +120,12 @@ def _compact(value: Any) -> str:
         return repr(value)
 
 
-def _is_dull(key: str, value: Any) -> bool:
+def _is_dull(key: str, value: Any, line: MutableMapping[str, Any]) -> bool:
     """Tell whether a value says nothing: absent, empty, 0, the first attempt; but an output of 0 does not."""
     if value is None or (key == "attempt" and value == 1):
         return True
+    if key == "error" and line.get("error_type"):
+        return False
     return key != "output" and value in (0, "", [], {}, ())
 
 

@@ -92,7 +92,7 @@ class LogRelay:
 
     def _report(self, record: object, error: Exception) -> None:
         self._methods["error"](
-            f"a record cannot be logged: {error}",
+            f"a record cannot be logged: {str(error) or type(error).__qualname__}",
             logger=_NAME,
             process=Process(host=socket.gethostname(), pid=os.getpid(), role=self._role),
             record=cut_text(ascii(record), _MAX_SHOWN_BYTES),

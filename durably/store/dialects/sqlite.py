@@ -97,10 +97,9 @@ class SQLite:
 
     def check_reachable(self) -> None:
         """Refuse a missing file here, because connecting would make an empty one."""
-        if self._path.is_dir():
-            raise DatabaseUnavailableError(f"{self._path} is a folder, not a database file")
+        self._check_no_folder()
         if not self._path.exists():
-            raise SchemaOutdatedError(None, REVISION)
+            raise SchemaOutdatedError(None, REVISION, url=self.safe_url, missing_file=str(self._path))
         if not os.access(self._path, os.R_OK | os.W_OK) or not os.access(self._path.parent, os.W_OK):
             raise DatabaseUnavailableError(
                 f"{self._path}: the file and its folder must be readable and writable by this user"
@@ -158,6 +157,7 @@ class SQLite:
 
     def _check_creatable(self) -> None:
         """Refuse, before the migration makes the file, a folder that cannot hold it."""
+        self._check_no_folder()
         folder = self._path.parent
         if not folder.is_dir():
             raise DatabaseUnavailableError(f"{self._path}: there is no folder {folder}; make it first")
@@ -168,6 +168,10 @@ class SQLite:
                 f"{self._path}: on a network file system ({kind}), where SQLite cannot keep several processes "
                 "apart; use a local disk, or PostgreSQL for several hosts"
             )
+
+    def _check_no_folder(self) -> None:
+        if self._path.is_dir():
+            raise DatabaseUnavailableError(f"{self._path} is a folder, not a database file")
 
     def _configure(self, connection: Any, _record: object) -> None:
         cursor = connection.cursor()
