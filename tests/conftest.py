@@ -22,6 +22,10 @@ def pytest_configure(config: pytest.Config) -> None:
     databases.chosen = config.getoption("--dialect")
 
 
+def pytest_unconfigure() -> None:
+    databases.close()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if databases.chosen != "sqlite" and (mark := item.get_closest_marker("sqlite_only")):
@@ -32,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _clean_databases() -> Iterator[None]:
     """Drop a test's databases after everything else of it is gone."""
     yield
-    databases.databases().clean()
+    databases.clean()
 
 
 @pytest.fixture

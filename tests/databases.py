@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 import tempfile
 import warnings
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
@@ -50,6 +49,9 @@ class Databases(Protocol):
 
     def clean(self) -> None:
         """Drop the databases made so far, after a test."""
+
+    def close(self) -> None:
+        """Drop what tests shared, after the last one."""
 
 
 class SQLiteFiles:
@@ -94,6 +96,10 @@ class SQLiteFiles:
 
     def clean(self) -> None:
         """Leave them to pytest, whose folders they are in."""
+
+    def close(self) -> None:
+        if self._template is not None:
+            shutil.rmtree(self._template.parent)
 
 
 class PostgreSQLServer:
@@ -161,7 +167,6 @@ class PostgreSQLServer:
             self._drop(self._made.pop())
 
     def close(self) -> None:
-        """Drop what the tests shared, and end the server."""
         if self._template is not None:
             self._drop(self._template)
         if self.embedded is not None:
@@ -230,12 +235,24 @@ chosen = "sqlite"
 """Of this test session."""
 
 
-@cache
-def maker_of(dialect: str) -> Databases:
-    """Give the session's maker of databases of a dialect; a server begins with the first call."""
-    return _MAKERS[dialect]()
+_used: dict[str, Databases] = {}
 
 
-def databases() -> Databases:
-    """Give the maker of the session's dialect."""
-    return maker_of(chosen)
+def databases(dialect: str | None = None) -> Databases:
+    """Give the maker of a dialect, by default of the session's; a server begins with the first call."""
+    dialect = dialect or chosen
+    if dialect not in _used:
+        _used[dialect] = _MAKERS[dialect]()
+    return _used[dialect]
+
+
+def clean() -> None:
+    """Drop the databases of the test that has just ended."""
+    for maker in _used.values():
+        maker.clean()
+
+
+def close() -> None:
+    """End what began with the first call."""
+    while _used:
+        _used.popitem()[1].close()

@@ -219,7 +219,7 @@ def test_our_tables_live_beside_an_applications_alembic_history(make_app: AppMak
     )
     theirs = Config()
     theirs.set_main_option("script_location", str(scripts))
-    theirs.set_main_option("sqlalchemy.url", url)
+    theirs.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
     command.upgrade(theirs, "head")
     app = make_app(migrated=False)
     app.migrate()

@@ -260,8 +260,8 @@ class ChannelWatch:
             return
         self._selector.unregister(self._socket)
         os.write(self._lost_writing, b".")
-        with contextlib.suppress(DBAPIError):  # it is being thrown away
-            connection.close()
+        connection.invalidate()  # so that nobody tries to roll back what may be lost
+        self._driver.close()
 
     def close(self) -> None:
         """Free the descriptors and the connection."""
