@@ -48,7 +48,8 @@ def make() -> Iterator[Callable[..., Durably]]:
     made: list[Durably] = []
 
     def make(url: str, **options: Any) -> Durably:
-        settings, query = {"polling_interval": 0.05}, {}
+        settings: dict[str, Any] = {"polling_interval": 0.05}
+        query: dict[str, str] = {}
         for name, value in options.items():
             (settings if name in ("polling_interval", "database_timeout", "concurrency") else query)[name] = value
         made.append(Durably(make_url(url).update_query_dict(query).render_as_string(hide_password=False), **settings))
@@ -318,9 +319,7 @@ def test_a_recovery_while_its_worker_claims_recovers_what_was_claimed(
         assert claims.claim(connection, **options)
 
     def recover() -> Any:
-        return app.database.write(
-            lambda c: workers.recover(c, worker, ending="", max_interruptions=5, interrupts=True)
-        )
+        return app.database.write(lambda c: workers.recover(c, worker, ending="", max_interruptions=5, interrupts=True))
 
     declared, recovered = meanwhile(app, take, recover)
     assert declared
@@ -392,9 +391,7 @@ def test_a_schema_in_the_url_holds_all_tables_and_rings_for_itself(
     other.close()
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("schema", "a;b"), ("schema", "x" * 64), ("pooler", "session")]
-)
+@pytest.mark.parametrize(("option", "value"), [("schema", "a;b"), ("schema", "x" * 64), ("pooler", "session")])
 def test_an_option_of_ours_that_is_wrong_is_named(option: str, value: str) -> None:
     # contract 185
     with pytest.raises(ValidationError, match=f"{option}=") as refused:

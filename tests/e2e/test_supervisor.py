@@ -15,6 +15,7 @@ import pytest
 from durably import Supervisor, define_job
 from durably.store.workers import get_workers
 from durably.supervisor.supervisor import EXIT_FAILED, EXIT_KILLED
+from tests.databases import databases
 from tests.e2e.harness import Supervised
 from tests.support import eventually, stop_between_commits
 
@@ -325,7 +326,7 @@ def test_the_library_supervises_jobs_given_as_objects_and_calls_handlers(tmp_pat
         return step.run("double", lambda: value * 2)  # type: ignore[no-any-return]
 
     job = define_job("double", double)
-    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    url = databases().fresh_url(tmp_path, "runs")
     supervisor = Supervisor(dialect_url=url, jobs=[job], workers=1, until_idle=True)
     client = Supervised(tmp_path)
     (run_id,) = client.trigger("double", 21)
