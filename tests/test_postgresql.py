@@ -19,6 +19,7 @@ from durably.store import claims, runs, workers
 from durably.store.migrations import current_revision
 from durably.store.tables import REVISION
 from tests.databases import PostgreSQLServer, databases
+from tests.e2e.harness import Supervised
 from tests.support import add_worker, claim, eventually, hear, read, sql
 
 pytest.importorskip("psycopg")
@@ -134,6 +135,28 @@ def test_a_server_that_restarts_under_load_loses_no_run_and_fails_none(
     }
     assert not [event for event in heard if event.type in ("run:fail", "run:recover", "step:fail")]
     assert len(called) == len(set(called)) == 1000
+
+
+def test_a_supervisor_and_its_workers_outlive_a_server_that_was_away(
+    server: PostgreSQLServer, empty_url: str, tmp_path: Path
+) -> None:
+    # contract 155, 168, 184
+    if server.embedded is None:
+        pytest.skip("another server is not ours to stop")
+    with Supervised(tmp_path, workers=2, url=empty_url, heartbeat_interval=0.5, stale_threshold=10) as supervised:
+        supervised.until_ready(2)
+        ids = supervised.trigger("count", *[20] * 8)
+        eventually(lambda: len(supervised.notes()) > 20)
+        server.embedded.stop("immediate")
+        try:
+            for event_type in ("worker:error", "supervisor:error"):
+                eventually(lambda t=event_type: supervised.events(t), timeout=20)  # type: ignore[misc]
+        finally:
+            server.embedded.start()
+        done = [supervised.client.wait_for_run(run_id, timeout=30) for run_id in ids]
+        assert [(run.output, run.attempt, run.interruptions) for run in done] == [(20, 1, 0)] * 8
+        assert not supervised.events("worker:exit")
+        assert not supervised.events("run:fail")
 
 
 class Cable:

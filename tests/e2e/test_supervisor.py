@@ -328,7 +328,7 @@ def test_the_library_supervises_jobs_given_as_objects_and_calls_handlers(tmp_pat
     job = define_job("double", double)
     url = databases().fresh_url(tmp_path, "runs")
     supervisor = Supervisor(dialect_url=url, jobs=[job], workers=1, until_idle=True)
-    client = Supervised(tmp_path)
+    client = Supervised(tmp_path, url=url)
     (run_id,) = client.trigger("double", 21)
     heard: list[Any] = []
     supervisor.on("run:complete", heard.append)
