@@ -286,7 +286,8 @@ def test_what_jobs_print_and_log_is_in_the_log_with_run_and_step(tmp_path: Path)
 
 
 def test_two_supervisors_share_one_file(tmp_path: Path) -> None:
-    one, other = Supervised(tmp_path), Supervised(tmp_path)
+    one = Supervised(tmp_path)
+    other = Supervised(tmp_path, url=one.url)
     with one:
         one.until_ready(2)
         with other:
