@@ -18,7 +18,7 @@ from sqlalchemy import make_url
 from durably import Durably
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pytest
 
@@ -246,8 +246,18 @@ def databases(dialect: str | None = None) -> Databases:
     return _used[dialect]
 
 
+_at_end: list[Callable[[], object]] = []
+
+
+def at_end(close: Callable[[], object]) -> None:
+    """Call *close* after the test, before its databases are dropped."""
+    _at_end.append(close)
+
+
 def clean() -> None:
     """Drop the databases of the test that has just ended."""
+    while _at_end:
+        _at_end.pop()()
     for maker in _used.values():
         maker.clean()
 

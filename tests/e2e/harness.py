@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 
 from durably import Durably
 from durably.telemetry.schema import load_schema
-from tests.databases import databases
+from tests.databases import at_end, databases
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Supervised:
         self._environment = os.environ | {f"DURABLY_{k.upper()}": str(v) for k, v in settings.items()}
         self._environment |= {"JOURNAL": str(self.journal)}
         self.client = Durably(self.url, polling_interval=0.05)
+        at_end(self.client.database.close)  # tests ask it also after the supervisor's end
         self.client.migrate()
         self.process: psutil.Popen
 
