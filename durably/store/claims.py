@@ -107,7 +107,8 @@ def _claim_of(job_count: int) -> ReturningUpdate:
     take = (
         update(runs)
         .where(
-            has_status("pending"),
+            # That they are pending was tested as they were chosen; again here, it would make PostgreSQL look through
+            # the index of all that are pending, where it has no statistics yet.
             # Locked where the database locks rows, so that nobody recovers this worker's runs between look and commit.
             exists(select(literal_column("1")).where(*_claimer_lives).with_for_update(read=True)),
         )
