@@ -1,6 +1,5 @@
 """Fixtures: a fresh database, instances on it, and processes beside it."""
 
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,27 +10,43 @@ from typing import Any
 import pytest
 
 from durably import Durably
+from tests import databases
 from tests.support import AppMaker, Wrap, as_sync
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--dialect", choices=databases.DIALECTS, default="sqlite", help="on which database the tests run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    databases.chosen = config.getoption("--dialect")
+
+
+def pytest_unconfigure() -> None:
+    databases.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if databases.chosen != "sqlite" and (mark := item.get_closest_marker("sqlite_only")):
+            item.add_marker(pytest.mark.skip(reason=f"SQLite only: {mark.args[0]}"))
+
+
+@pytest.fixture(autouse=True)
+def _clean_databases() -> Iterator[None]:
+    """Drop a test's databases after everything else of it is gone."""
+    yield
+    databases.clean()
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """The URL of a database that does not exist yet."""
-    return f"sqlite:///{tmp_path / 'durably.db'}"
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a migrated SQLite file to copy: Alembic takes a tenth of a second each time."""
-    path = tmp_path_factory.mktemp("template") / "durably.db"
-    app = Durably(f"sqlite:///{path}")
-    app.migrate()
-    app.database.close()
-    return path
+    """The URL of a database without tables; a file does not exist yet."""
+    return databases.databases().fresh_url(tmp_path)
 
 
 @pytest.fixture
-def make_app(url: str, template: Path) -> Iterator[AppMaker]:
+def make_app(url: str) -> Iterator[AppMaker]:
     """Make instances on one database; at the end each is stopped and its connections are closed."""
     made: list[Durably] = []
 
@@ -40,9 +55,7 @@ def make_app(url: str, template: Path) -> Iterator[AppMaker]:
         app = Durably(**given)
         made.append(app)
         if migrated:
-            path = Path(url.removeprefix("sqlite:///"))
-            if not path.exists():
-                shutil.copyfile(template, path)
+            databases.databases().fill(url)
             app.migrate()
         return app
 

@@ -1,7 +1,5 @@
 """What tests of several subjects share."""
 
-import fcntl
-import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,6 +15,7 @@ from durably.store import claims, workers
 from durably.store.batch import write_batch
 from durably.store.claims import ClaimedRun, Company
 from durably.store.intents import Intent
+from tests.databases import databases
 
 T = TypeVar("T")
 Body = Callable[[Any, Any], Awaitable[Any]]
@@ -108,6 +107,19 @@ def make_silent(app: Durably, worker_id: str, seconds: float) -> None:
     )
 
 
+def count_writes(app: Durably, patch: pytest.MonkeyPatch) -> list[object]:
+    """Collect an entry for each write transaction that *app* begins from now on."""
+    begun: list[object] = []
+    writing = app.database.dialect.writing
+
+    def counted(connection: Any, *, timeout: float) -> Any:
+        begun.append(connection)
+        return writing(connection, timeout=timeout)
+
+    patch.setattr(app.database.dialect, "writing", counted)
+    return begun
+
+
 def worker_state(app: Durably, worker_id: str) -> str:
     """Read the state in a worker's row."""
     return str(sql(app, "SELECT state FROM durably_workers WHERE id = :id", id=worker_id)[0].state)
@@ -150,25 +162,19 @@ def recover(
 
 
 def stop_between_commits(url: str, *processes: psutil.Process) -> None:
-    """Stop processes at a moment when none holds SQLite's one right to write, which nobody else has then."""
-    gate = os.open(url.removeprefix("sqlite:///") + "-gate", os.O_RDWR)
+    """Stop processes at a moment when none is writing, for nobody else could write then."""
 
     def stopped() -> bool:
         for process in processes:
             process.send_signal(signal.SIGSTOP)
         eventually(lambda: all(process.status() == psutil.STATUS_STOPPED for process in processes))
-        try:
-            fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            for process in processes:
-                process.send_signal(signal.SIGCONT)
-            return False
-        return True
+        if databases().is_free(url):
+            return True
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+        return False
 
-    try:
-        eventually(stopped)
-    finally:
-        os.close(gate)
+    eventually(stopped)
 
 
 class _Awaitable:

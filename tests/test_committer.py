@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from sqlalchemy.exc import OperationalError
 from durably import DatabaseUnavailableError, Durably, StepContext, UsageError, define_job
 from durably.store.committer import Committer
 from durably.store.intents import Checkpoint, Claim, Completion, Intent
-from tests.support import AppMaker, add_worker, claim, eventually, hear, read, sql, types
+from tests.databases import databases
+from tests.support import AppMaker, add_worker, claim, count_writes, eventually, hear, read, sql, types
 
 
 class Outages:
@@ -65,7 +65,9 @@ def submit(committer: Committer, *intents: Intent) -> list[Future[Any]]:
     return futures
 
 
-def test_what_waits_is_written_in_one_transaction(app: Durably, committer: Committer) -> None:
+def test_what_waits_is_written_in_one_transaction(
+    app: Durably, committer: Committer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # contract 70, 149 (design D2)
     worker, ids = hold(app, 50)
     app.register(define_job("other", lambda step, value: value)).trigger()
@@ -76,17 +78,12 @@ def test_what_waits_is_written_in_one_transaction(app: Durably, committer: Commi
         *(Completion(run_id=i, generation=1, output="null") for i in ids),
         next_claim,
     )
-    with sqlite3.connect(str(app.database.dialect.safe_url).removeprefix("sqlite:///")) as watcher:
-        before = watcher.execute("PRAGMA data_version").fetchone()
-        committer.start()
-        answers = [future.result(10) for future in futures]
-        after = watcher.execute("PRAGMA data_version").fetchone()
-    watcher.close()
-    assert before != after
+    begun = count_writes(app, monkeypatch)
+    committer.start()
+    answers = [future.result(10) for future in futures]
+    assert len(begun) == 1
     assert answers[:100] == [None] * 100
     assert [run.job_name for run in answers[100]] == ["other"]
-    written = sql(app, "SELECT DISTINCT updated_at FROM durably_runs WHERE status = 'completed'")
-    assert len(written) <= 3  # one transaction takes a few milliseconds of the clock at most
     assert {read(app, i).completed_step_count for i in ids} == {1}
 
 
@@ -101,10 +98,10 @@ def test_of_a_batch_with_one_culprit_only_the_culprit_gets_the_error(app: Durabl
     futures = submit(committer, *intents, twice, unstorable)
     committer.start()
     assert [f.result(10) for f in futures[:5]] == [None] * 5
-    for culprit, word in ((futures[5], "UNIQUE"), (futures[6], "type")):
+    for culprit, word in ((futures[5], "unique"), (futures[6], "type")):
         error = culprit.exception(10)
         assert isinstance(error, DatabaseUnavailableError)
-        assert word in str(error)
+        assert word in str(error).lower() or "adapt" in str(error)
     assert {read(app, i).completed_step_count for i in ids} == {1}
     assert [s.output for s in app.get_steps(ids[2])] == [1]
     # And the next one is written as if nothing had been.
@@ -112,21 +109,18 @@ def test_of_a_batch_with_one_culprit_only_the_culprit_gets_the_error(app: Durabl
 
 
 def test_a_lock_held_by_a_stranger_is_waited_out(
-    app: Durably, committer: Committer, outages: Outages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    app: Durably, committer: Committer, outages: Outages, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # contract 155, 184
-    monkeypatch.setattr("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 50)
+    databases().hurry(monkeypatch)
     app.database.close()
     _, ids = hold(app, 3)
-    stranger = sqlite3.connect(tmp_path / "durably.db", isolation_level=None)
-    stranger.execute("BEGIN IMMEDIATE")
-    committer.start()
-    futures = submit(committer, *(checkpoint(i) for i in ids))
-    assert outages.began.wait(10)
-    futures += submit(committer, *(checkpoint(i, name="second") for i in ids))
-    assert not any(future.done() for future in futures)
-    stranger.execute("COMMIT")
-    stranger.close()
+    with databases().locked(url):
+        committer.start()
+        futures = submit(committer, *(checkpoint(i) for i in ids))
+        assert outages.began.wait(10)
+        futures += submit(committer, *(checkpoint(i, name="second") for i in ids))
+        assert not any(future.done() for future in futures)
     assert [future.result(10) for future in futures] == [None] * 6
     eventually(lambda: len(outages.told) == 2)
     assert isinstance(outages.told[0], OperationalError)  # told once, however many attempts it took
@@ -144,22 +138,19 @@ def test_closing_writes_what_was_handed_over(app: Durably, committer: Committer)
 
 
 def test_closing_with_the_database_away_gives_up_in_time_and_answers_everybody(
-    app: Durably, committer: Committer, outages: Outages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    app: Durably, committer: Committer, outages: Outages, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # contract 155
-    monkeypatch.setattr("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 50)
+    databases().hurry(monkeypatch)
     app.database.close()
     _, ids = hold(app, 2)
-    stranger = sqlite3.connect(tmp_path / "durably.db", isolation_level=None)
-    stranger.execute("BEGIN IMMEDIATE")
-    committer.start()
-    futures = submit(committer, *(checkpoint(i) for i in ids))
-    assert outages.began.wait(10)
-    committer.close(0.1)
-    for future in futures:
-        assert isinstance(future.exception(10), DatabaseUnavailableError)
-    stranger.execute("ROLLBACK")
-    stranger.close()
+    with databases().locked(url):
+        committer.start()
+        futures = submit(committer, *(checkpoint(i) for i in ids))
+        assert outages.began.wait(10)
+        committer.close(0.1)
+        for future in futures:
+            assert isinstance(future.exception(10), DatabaseUnavailableError)
     eventually(lambda: not committer._thread.is_alive())
 
 
@@ -241,6 +232,7 @@ def fill(folder: Path) -> Path:
     return filler
 
 
+@pytest.mark.sqlite_only("a server's disk is its own")
 def test_a_full_disk_is_told_once_and_loses_nothing(make_app: AppMaker, small_disk: Path) -> None:
     # contract 155, 184
     app = make_app(

@@ -16,6 +16,7 @@ from durably.local import LocalWorker
 from durably.store import workers
 from durably.store.committer import Committer
 from durably.supervisor.channel import encode
+from tests.databases import databases
 from tests.support import AppMaker, Wrap, add_worker, claim, eventually, hear, make_silent, read, sql, types
 
 
@@ -434,13 +435,9 @@ def test_the_last_progress_is_stored_however_threads_take_turns(app: Durably) ->
     assert {read(app, run).progress for run in runs} == {Progress(current=199)}
 
 
-def test_an_outage_is_told_once_and_ends_no_loop(
-    make_app: AppMaker, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outage_is_told_once_and_ends_no_loop(make_app: AppMaker, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # contract 155, 184
-    import sqlite3
-
-    monkeypatch.setattr("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 20)
+    databases().hurry(monkeypatch)
     app = make_app(heartbeat_interval=30, stale_threshold=60)
     go_on = threading.Event()
 
@@ -453,12 +450,10 @@ def test_an_outage_is_told_once_and_ends_no_loop(
     heard = hear(app, "worker:error")
     app.start()
     eventually(lambda: read(app, run).status == "running")
-    stranger = sqlite3.connect(tmp_path / "durably.db", isolation_level=None)
-    stranger.execute("BEGIN IMMEDIATE")
-    go_on.set()
-    eventually(lambda: heard)
-    time.sleep(0.3)
-    stranger.close()
+    with databases().locked(url):
+        go_on.set()
+        eventually(lambda: heard)
+        time.sleep(0.3)
     done = app.wait_for_run(run.id, timeout=10)
     assert (done.output, done.interruptions) == ("done", 0)
     assert [(e.context, e.severity) for e in heard if e.context == "database"][:2] == [
@@ -480,6 +475,7 @@ def test_process_until_idle_recovers_the_runs_of_a_silent_worker(app: Durably) -
     assert read(app, run).interruptions == 1
 
 
+@pytest.mark.sqlite_only("about inotify")
 def test_where_the_system_has_no_inotify_left_polling_does_it_all(
     make_app: AppMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,15 +1,14 @@
 """Fencing, heartbeats, staleness, recovery, poison, isolation: what a lost worker can and cannot do."""
 
 import asyncio
+import contextlib
 import os
 import signal
-import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +31,7 @@ from durably.store.intents import (
 )
 from durably.worker.identity import process_key
 from durably.worker.upkeep import Upkeep
+from tests.databases import databases
 from tests.support import (
     AppMaker,
     Wrap,
@@ -599,12 +599,12 @@ def test_stop_ends_a_worker_that_is_just_changing_its_identity(make_app: AppMake
 
 
 def test_a_lost_worker_goes_on_although_the_database_is_away_as_it_changes_its_identity(
-    make_app: AppMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_app: AppMaker, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # contract 59, 155
-    monkeypatch.setattr("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 20)
+    databases().hurry(monkeypatch)
     app = make_app(database_timeout=0.1, **QUICK)
-    stranger = sqlite3.connect(tmp_path / "durably.db", isolation_level=None, check_same_thread=False)
+    stranger = contextlib.ExitStack()
 
     @app.job("job")
     def job(step: StepContext, input: None) -> str:
@@ -614,7 +614,7 @@ def test_a_lost_worker_goes_on_although_the_database_is_away_as_it_changes_its_i
 
     heard = hear(app)
     run = job.trigger()
-    unsubscribe = app.on("worker:stop", lambda _event: stranger.execute("BEGIN IMMEDIATE"))
+    unsubscribe = app.on("worker:stop", lambda _event: stranger.enter_context(databases().locked(url)))
     app.start()
     recover(app, eventually(lambda: read(app, run).worker_id) or "")
     outage = eventually(lambda: [e for e in heard if e.type == "worker:error" and e.context == "database"])
@@ -657,7 +657,7 @@ def test_the_heartbeat_goes_on_while_a_job_blocks_the_event_loop_and_shows_it(ma
 
 
 def test_a_worker_cut_off_from_the_database_starts_no_step_until_a_heartbeat_is_accepted(
-    make_app: AppMaker, either: Wrap, tmp_path: Path
+    make_app: AppMaker, either: Wrap, url: str
 ) -> None:
     # contract 60, 155, 184
     app = make_app(**QUICK)
@@ -675,16 +675,13 @@ def test_a_worker_cut_off_from_the_database_starts_no_step_until_a_heartbeat_is_
     run = app.register(define_job("job", either(body))).trigger()
     app.start()
     assert begun.wait(10)
-    stranger = sqlite3.connect(tmp_path / "durably.db", isolation_level=None)
-    stranger.execute("BEGIN IMMEDIATE")
-    worker: Any = app.in_process._started
-    eventually(lambda: worker._worker.is_cut_off)
-    go_on.set()
-    with pytest.raises(BaseException, match="still"):
-        eventually(lambda: called, timeout=0.3)
-    freed = time.monotonic()
-    stranger.execute("ROLLBACK")
-    stranger.close()
+    with databases().locked(url):
+        worker: Any = app.in_process._started
+        eventually(lambda: worker._worker.is_cut_off)
+        go_on.set()
+        with pytest.raises(BaseException, match="still"):
+            eventually(lambda: called, timeout=0.3)
+        freed = time.monotonic()
     assert app.wait_for_run(run.id, timeout=10).interruptions == 0
     assert called[0] > freed
 

@@ -24,6 +24,7 @@ from durably import (
     define_job,
 )
 from durably.settings import load_settings, parse_duration
+from tests.databases import databases
 from tests.support import AppMaker, Wrap, eventually, read
 
 
@@ -301,6 +302,7 @@ def test_a_forked_child_opens_connections_of_its_own_and_counts_as_not_started(
     assert process.returncode == 0
 
 
+@pytest.mark.sqlite_only("about the file")
 def test_a_file_that_is_no_database_is_unavailable_and_stays_as_it_is(make_app: AppMaker, elsewhere: Path) -> None:
     # contract 183
     path = elsewhere / "notes.txt"
@@ -314,6 +316,7 @@ def test_a_file_that_is_no_database_is_unavailable_and_stays_as_it_is(make_app: 
     assert path.read_text().startswith("these are no pages")
 
 
+@pytest.mark.sqlite_only("about the file")
 @pytest.mark.parametrize("place", ["no/such/folder/a.db", "file/a.db", "folder"])
 def test_a_place_that_cannot_hold_the_file_is_unavailable_at_once(
     make_app: AppMaker, elsewhere: Path, place: str
@@ -328,6 +331,7 @@ def test_a_place_that_cannot_hold_the_file_is_unavailable_at_once(
         app.start()
 
 
+@pytest.mark.sqlite_only("about the file")
 def test_a_file_system_that_is_read_only_is_unavailable(make_app: AppMaker, elsewhere: Path) -> None:
     # contract 183
     folder = elsewhere / "read only"
@@ -346,23 +350,17 @@ def test_a_file_system_that_is_read_only_is_unavailable(make_app: AppMaker, else
 
 
 def test_a_call_gives_up_on_a_busy_database_after_its_timeout(
-    make_app: AppMaker, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    make_app: AppMaker, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # contract 183
-    import sqlite3
-
-    monkeypatch.setattr("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 50)
+    databases().hurry(monkeypatch)
     app = make_app(database_timeout=0.3)
     handle = app.register(define_job("job", lambda step, value: value))
-    stranger = sqlite3.connect(elsewhere / "durably.db", isolation_level=None)
-    stranger.execute("BEGIN IMMEDIATE")
-    try:
-        with pytest.raises(DatabaseUnavailableError, match="locked") as refused:
+    with databases().locked(url):
+        with pytest.raises(DatabaseUnavailableError, match="lock") as refused:
             handle.trigger()
         assert refused.value.__cause__ is not None
         assert app.get_runs() == []
-    finally:
-        stranger.close()
     assert handle.trigger().status == "pending"
 
 

@@ -248,8 +248,8 @@ def test_a_worker_that_nothing_wakes_begins_within_its_polling_interval(
     make_app: AppMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # contract 34
-    monkeypatch.setattr("durably.store.dialects.sqlite.SQLite.watch", lambda _self, _engine: None)
     app = make_app(polling_interval=0.1)
+    monkeypatch.setattr(type(app.database.dialect), "watch", lambda _self, _engine: None)
     handle = app.register(define_job("job", nothing))
     app.start()
     assert handle.trigger_and_wait(timeout=10).status == "completed"

@@ -294,6 +294,7 @@ def test_a_wait_that_is_given_up_while_it_begins_leaves_nothing_open(app: Durabl
             app.database.close_watch(watch)
 
 
+@pytest.mark.sqlite_only("about the file")
 def test_a_wait_on_what_is_no_database_raises_our_error(tmp_path: Path) -> None:
     # contract 183
     (tmp_path / "garbage.db").write_bytes(b"x" * 10_000)

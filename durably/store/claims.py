@@ -85,6 +85,9 @@ def _key_is_free(job_count: int) -> ColumnElement[bool]:
     return or_(_candidate.c.concurrency_key.is_(None), and_(~running, ~older))
 
 
+_claimer_lives: Final = workers.c.id == bindparam("claimer"), workers.c.state == "alive"
+
+
 @lru_cache(maxsize=64)
 def _claim_of(job_count: int) -> ReturningUpdate:
     """Make the one claim statement, for a worker that knows so many jobs."""
@@ -104,8 +107,10 @@ def _claim_of(job_count: int) -> ReturningUpdate:
     take = (
         update(runs)
         .where(
-            has_status("pending"),
-            exists().where(workers.c.id == bindparam("claimer"), workers.c.state == "alive"),
+            # That they are pending was tested as they were chosen; again here, it would make PostgreSQL look through
+            # the index of all that are pending, where it has no statistics yet.
+            # Locked where the database locks rows, so that nobody recovers this worker's runs between look and commit.
+            exists(select(literal_column("1")).where(*_claimer_lives).with_for_update(read=True)),
         )
         .values(
             status="running",
@@ -219,6 +224,13 @@ def is_any_claimable(connection: Connection, jobs: Sequence[str]) -> bool:
     return connection.execute(_pending_of(len(jobs)), _names(jobs)).first() is not None
 
 
+_may_promise: Final = or_(
+    runs.c.awaited_by.is_(None),
+    runs.c.awaited_by == bindparam("claimer"),
+    ~exists().where(workers.c.id == runs.c.awaited_by, workers.c.state == "alive"),
+)
+
+
 @lru_cache(maxsize=64)
 def _overdue_of(job_count: int) -> Select[Any]:
     return (
@@ -228,11 +240,7 @@ def _overdue_of(job_count: int) -> Select[Any]:
             _is_known(runs, job_count),
             runs.c.interruptions >= bindparam("isolate_after"),
             runs.c.pending_at < now() - bindparam("patience"),
-            or_(
-                runs.c.awaited_by.is_(None),
-                runs.c.awaited_by == bindparam("claimer"),
-                ~exists().where(workers.c.id == runs.c.awaited_by, workers.c.state == "alive"),
-            ),
+            _may_promise,
         )
         .order_by(runs.c.created_at, runs.c.id)
         .limit(literal_column("1"))
@@ -240,7 +248,9 @@ def _overdue_of(job_count: int) -> Select[Any]:
 
 
 _await_run: Final = (
-    update(runs).where(runs.c.id == bindparam("run_id"), has_status("pending")).values(awaited_by=bindparam("claimer"))
+    update(runs)
+    .where(runs.c.id == bindparam("run_id"), has_status("pending"), _may_promise)
+    .values(awaited_by=bindparam("claimer"))
 )
 
 

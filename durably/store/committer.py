@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from sqlalchemy.exc import IntegrityError
 
 from durably.errors import UsageError
+from durably.store.attempts import Attempts
 from durably.store.batch import write_batch
 from durably.store.claims import is_any_claimable
 from durably.store.database import unavailable
@@ -27,7 +28,7 @@ from durably.store.intents import Claim, Completion, Failure, Fenced, Release
 from durably.store.pause import Pause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Connection
 
@@ -153,9 +154,10 @@ class Committer:
 
     def _commit(self, batch: list[_Order], *, and_what_waits: bool) -> None:
         """Write *batch*, waiting out what is transient; if it fails for good, find the culprit one by one."""
+        attempts: Attempts[list[Any]] = Attempts()
         while True:
             try:
-                answers = self._write(batch, and_what_waits=and_what_waits)
+                answers = self._write(batch, attempts, and_what_waits=and_what_waits)
             except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be answered
                 self._disconnect()
                 if self._database.dialect.is_transient(error) and not self._closing.is_set():
@@ -176,17 +178,26 @@ class Committer:
             _resolve([(waiter, answer, None) for (_, waiter), answer in zip(batch, answers, strict=True)])
             return
 
-    def _write(self, batch: list[_Order], *, and_what_waits: bool) -> list[Any]:
+    def _write(self, batch: list[_Order], attempts: Attempts[list[Any]], *, and_what_waits: bool) -> list[Any]:
         """Write *batch* in one transaction, with all that came while the right to write was waited for."""
+
+        def write(connection: Connection) -> list[Any]:
+            if and_what_waits:
+                self._take_what_waits(batch)
+            return write_batch(connection, [intent for intent, _ in batch])
+
         if self._connection is None:
             self._database.check()
         with self._database.lasting(self._connection) as self._connection:
-            if and_what_waits and self._finds_nothing(batch[0][0]):
+            if and_what_waits and not attempts.is_in_doubt and self._finds_nothing(batch[0][0]):
                 return [[]]
-            with self._database.dialect.writing(self._connection, timeout=self._database.timeout):
-                if and_what_waits:
-                    self._take_what_waits(batch)
-                return write_batch(self._connection, [intent for intent, _ in batch])
+            return attempts.write(self._transaction, write)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        assert self._connection is not None
+        with self._database.dialect.writing(self._connection, timeout=self._database.timeout):
+            yield self._connection
 
     def _finds_nothing(self, intent: Intent) -> bool:
         """Look before a claim that comes alone, as an idle worker's does: most find nothing, and need not write."""

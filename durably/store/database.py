@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from durably.errors import DatabaseUnavailableError
 from durably.forks import ForkGate, around_forks
+from durably.store.attempts import Attempts
 from durably.store.dialects import find_dialect
 from durably.store.migrations import check_schema, migrate
 from durably.store.pause import Pause
@@ -160,7 +161,12 @@ class Database:
         Raises:
             DatabaseUnavailableError: It did not succeed within database_timeout, or never will.
         """
-        return self._persist(lambda: self._once(self.reading, query))
+
+        def once() -> T:
+            with self.reading() as connection:
+                return query(connection)
+
+        return self._persist(once)
 
     def write(self, change: Callable[[Connection], T], *, rings: bool = False) -> T:
         """
@@ -172,16 +178,12 @@ class Database:
         Raises:
             DatabaseUnavailableError: It did not succeed within database_timeout, or never will.
         """
-        changed = self._persist(lambda: self._once(self.writing, change))
+        attempts: Attempts[T] = Attempts()
+        changed = self._persist(lambda: attempts.write(self.writing, change))
         if rings and self.dialect.capabilities.wakes == "ring":
             with contextlib.suppress(SQLAlchemyError, OSError), self.connection() as connection:
                 self.dialect.ring(connection)  # if it fails, polling is the net
         return changed
-
-    @staticmethod
-    def _once(holding: Callable[[], object], use: Callable[[Connection], T]) -> T:
-        with holding() as connection:  # type: ignore[attr-defined]
-            return use(connection)
 
     def _persist(self, action: Callable[[], T]) -> T:
         pause = Pause(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)

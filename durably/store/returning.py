@@ -28,7 +28,10 @@ class ReturningUpdate:
 
     def __init__(self, chosen: Select[Any], change: Update, columns: Sequence[ColumnElement[Any]]) -> None:
         self._chosen = chosen
-        self._in_one = change.where(runs.c.id.in_(chosen)).returning(*columns)
+        # Apart from the update's own query, because a planner may execute that once for each row, and a limit with
+        # it; PostgreSQL executes one that locks rows once when it stands in WITH.
+        once = chosen.cte("chosen")
+        self._in_one = change.where(runs.c.id.in_(select(once.c.id))).returning(*columns)
         self._change = change.where(_these)
         self._changed = select(*columns).where(_these)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from durably.model import LogEntry, Run, Status, Step
 
 _run: Final = select(runs).where(runs.c.id == bindparam("run_id"))
+# Nobody changes it until the transaction's end, where the database locks rows; else nobody does anyhow.
+_locked_run: Final = _run.with_for_update()
 _steps: Final = (
     select(steps).where(steps.c.run_id == bindparam("run_id")).order_by(steps.c.position, steps.c.name, steps.c.attempt)
 )
@@ -48,17 +50,20 @@ def get_run(connection: Connection, run_id: str) -> Run | None:
     return None if row is None else _with_counts(connection, [row])[0]
 
 
-def require_run(connection: Connection, run_id: str) -> Run:
+def require_run(connection: Connection, run_id: str, *, locked: bool = False) -> Run:
     """
     Look a run up.
+
+    Args:
+        locked: Keep it as it is until the end of the write transaction.
 
     Raises:
         NotFoundError: There is none of that id.
     """
-    run = get_run(connection, run_id)
-    if run is None:
+    row = connection.execute(_locked_run if locked else _run, {"run_id": run_id}).first()
+    if row is None:
         raise NotFoundError(f"there is no run {run_id!r}")
-    return run
+    return _with_counts(connection, [row])[0]
 
 
 def get_runs(
@@ -198,6 +203,9 @@ _retry: Final = (
 )
 
 
+_delete: Final = delete(runs).where(runs.c.id == bindparam("run_id"), runs.c.completed_at.is_not(None))
+
+
 def cancel(connection: Connection, run_id: str) -> tuple[Run, Status]:
     """
     Cancel a pending or running run.
@@ -209,7 +217,7 @@ def cancel(connection: Connection, run_id: str) -> tuple[Run, Status]:
         NotFoundError: There is none of that id.
         ConflictError: It has ended; with its status.
     """
-    run = require_run(connection, run_id)
+    run = require_run(connection, run_id, locked=True)
     changed = run.is_active and connection.execute(_cancel, {"run_id": run_id, "expected": run.status}).rowcount
     if not changed:
         raise ConflictError(
@@ -229,7 +237,7 @@ def retry(connection: Connection, run_id: str) -> tuple[Run, Status]:
         NotFoundError: There is none of that id.
         ConflictError: It is pending, running or completed; with its status.
     """
-    run = require_run(connection, run_id)
+    run = require_run(connection, run_id, locked=True)
     if not connection.execute(_retry, {"run_id": run_id}).rowcount:
         raise ConflictError(
             f"run {run_id} is {run.status}; only a failed or cancelled run can be retried", status=run.status
@@ -248,10 +256,10 @@ def delete_run(connection: Connection, run_id: str) -> Run:
         NotFoundError: There is none of that id.
         ConflictError: It is pending or running.
     """
-    run = require_run(connection, run_id)
-    if run.is_active:
+    run = require_run(connection, run_id)  # not locked: a claim passes over what somebody holds
+    if run.is_active or not connection.execute(_delete, {"run_id": run_id}).rowcount:
+        run = require_run(connection, run_id)
         raise ConflictError(f"run {run_id} is {run.status}; cancel it before deleting it", status=run.status)
-    connection.execute(delete(runs).where(runs.c.id == run_id))
     return run
 
 
@@ -271,6 +279,7 @@ def purge_runs(connection: Connection, *, before: int, limit: int) -> list[tuple
         .where(runs.c.completed_at.is_not(None), runs.c.completed_at < before)
         .order_by(runs.c.completed_at, runs.c.id)
         .limit(limit)
+        .with_for_update(skip_locked=True)  # one that is being retried is no longer ended
     ).all()
     _delete_all(connection, [row.id for row in doomed])
     return [(row.id, row.job_name, to_labels(row.labels)) for row in doomed]

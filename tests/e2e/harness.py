@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from durably import Durably
 from durably.telemetry.schema import load_schema
+from tests.databases import at_end, databases
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ APP = Path(__file__).with_name("app.py")
 
 class Supervised:
     """
-    A supervisor on a database file, with its workers.
+    A supervisor on a database, with its workers.
 
     Args:
         folder: For the database, the journal and the log.
@@ -44,7 +45,7 @@ class Supervised:
         url: str | None = None,
         **settings: Any,
     ) -> None:
-        self.url = url or f"sqlite:///{folder / 'runs.db'}"
+        self.url = url or databases().fresh_url(folder, "runs")
         self.journal = folder / "journal"
         self.journal.touch()
         self._log = folder / "log.jsonl"
@@ -56,6 +57,7 @@ class Supervised:
         self._environment = os.environ | {f"DURABLY_{k.upper()}": str(v) for k, v in settings.items()}
         self._environment |= {"JOURNAL": str(self.journal)}
         self.client = Durably(self.url, polling_interval=0.05)
+        at_end(self.client.database.close)  # tests ask it also after the supervisor's end
         self.client.migrate()
         self.process: psutil.Popen
 

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from tests.databases import databases
 from tests.e2e.harness import Supervised
 from tests.support import eventually
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-
-@contextlib.contextmanager
-def away(url: str) -> Iterator[None]:
-    """Keep everybody else from writing, as a stranger can who never ends a transaction."""
-    stranger = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
-    stranger.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    finally:
-        stranger.execute("ROLLBACK")
-        stranger.close()
 
 
 def pids(supervised: Supervised) -> set[int]:
@@ -56,7 +43,7 @@ def test_a_worker_that_dies_while_the_database_is_away_is_reaped_then_and_recove
         held = supervised.client.get_run(run_id)
         assert held is not None
         known = pids(supervised)
-        with away(supervised.url):
+        with databases().locked(supervised.url):
             victim = workers[str(held.worker_id)]
             os.kill(victim, signal.SIGKILL)
             eventually(lambda: not psutil.pid_exists(victim))
@@ -80,7 +67,7 @@ def test_the_supervisor_stops_in_time_while_the_database_is_away(tmp_path: Path)
         supervised.until_ready(2)
         (run_id,) = supervised.trigger("wait", 0.2)
         eventually(lambda: [run_id, "waiting"] in [note[:2] for note in supervised.notes()])
-        with away(supervised.url):
+        with databases().locked(supervised.url):
             supervised.process.send_signal(signal.SIGTERM)
             code = supervised.wait(30)
             assert code in (0, 3)
@@ -91,7 +78,7 @@ def test_the_supervisor_stops_in_time_while_the_database_is_away(tmp_path: Path)
 
 
 TICKS = """
-import os, signal, sqlite3, time
+import os, signal, sys, time
 from durably import Supervisor, define_job
 
 def talk(step, n):
@@ -124,23 +111,31 @@ for _ in range(100):
 client = supervisor_client(url, job)
 client.batch_trigger([150, 150])
 until(lambda: len(heard) > 50)   # the channels are full of events
-stranger = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
-stranger.execute("BEGIN IMMEDIATE")
+print("lock", flush=True)
+sys.stdin.readline()
 os.kill(started[0].process.pid, signal.SIGKILL)
-locked = time.monotonic()
-until(lambda: time.monotonic() > locked + 3)
-stranger.execute("ROLLBACK")
+since = time.monotonic()
+until(lambda: time.monotonic() > since + 3)
+print("unlock", flush=True)
+sys.stdin.readline()
 supervisor.stop()
 until(lambda: supervisor.is_over)
 print(max(took), sorted(took)[len(took) // 2])
 """
 
 
-def test_no_round_waits_for_the_database_or_a_channel(python: Callable[..., subprocess.Popen[str]]) -> None:
+def test_no_round_waits_for_the_database_or_a_channel(python: Callable[..., subprocess.Popen[str]], url: str) -> None:
     # contract 174
     client = "from durably import Durably\nsupervisor_client = lambda url, job: Durably(url).register(job)\n"
     process = python(client + TICKS)
-    longest, median = map(float, process.communicate(timeout=90)[0].split()[-2:])
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert "lock\n" in iter(process.stdout.readline, "")
+    with databases().locked(url):
+        process.stdin.write("locked\n")
+        process.stdin.flush()
+        assert "unlock\n" in iter(process.stdout.readline, "")
+    longest, median = map(float, process.communicate("unlocked\n", timeout=90)[0].split()[-2:])
     # The database was away for 3 s, and gives up after 10.
     assert longest < 2
     assert median < 0.1

@@ -15,6 +15,7 @@ import pytest
 from durably import Supervisor, define_job
 from durably.store.workers import get_workers
 from durably.supervisor.supervisor import EXIT_FAILED, EXIT_KILLED
+from tests.databases import databases
 from tests.e2e.harness import Supervised
 from tests.support import eventually, stop_between_commits
 
@@ -285,7 +286,8 @@ def test_what_jobs_print_and_log_is_in_the_log_with_run_and_step(tmp_path: Path)
 
 
 def test_two_supervisors_share_one_file(tmp_path: Path) -> None:
-    one, other = Supervised(tmp_path), Supervised(tmp_path)
+    one = Supervised(tmp_path)
+    other = Supervised(tmp_path, url=one.url)
     with one:
         one.until_ready(2)
         with other:
@@ -325,9 +327,9 @@ def test_the_library_supervises_jobs_given_as_objects_and_calls_handlers(tmp_pat
         return step.run("double", lambda: value * 2)  # type: ignore[no-any-return]
 
     job = define_job("double", double)
-    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    url = databases().fresh_url(tmp_path, "runs")
     supervisor = Supervisor(dialect_url=url, jobs=[job], workers=1, until_idle=True)
-    client = Supervised(tmp_path)
+    client = Supervised(tmp_path, url=url)
     (run_id,) = client.trigger("double", 21)
     heard: list[Any] = []
     supervisor.on("run:complete", heard.append)

@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from durably.errors import ValidationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from sqlalchemy import Connection, Engine
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
     from durably.settings import Settings
 
 GROUP = "durably.dialects"
+
+
+class InDoubtError(ConnectionError):
+    """
+    The connection was lost between a commit and its answer.
+
+    Args:
+        reason: Why.
+        was_committed: Asks the database, once it answers again; raises what `is_transient` knows while it does not.
+    """
+
+    def __init__(self, reason: str, was_committed: Callable[[], bool]) -> None:
+        super().__init__(f"the connection was lost while a commit was under way: {reason}")
+        self.was_committed = was_committed
 
 
 class Watch(Protocol):
@@ -110,6 +125,7 @@ class Dialect(Protocol):
 
         Raises:
             DBAPIError, OSError: With an error that `is_transient` knows, when the wait was in vain.
+            InDoubtError: On exit, where a server may have committed and could not say so.
         """
 
     def migration_lock(self, connection: Connection) -> None:
