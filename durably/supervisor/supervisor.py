@@ -331,7 +331,7 @@ class Supervisor:
             if slot.successor is child:
                 slot.successor = None  # its predecessor goes on
                 self._respawn.reschedule(slot, child, now)
-                self._give_up_replacing(child, now)
+                self._give_up_replacing(child)
             elif slot.child is child:
                 slot.child, slot.successor = slot.successor, None
                 self._respawn.reschedule(slot, child, now)
@@ -349,7 +349,7 @@ class Supervisor:
             self._respawn.reschedule(self._keeper, child, now)
             self._unrecovered.send_again()
 
-    def _give_up_replacing(self, child: Child, now: float) -> None:
+    def _give_up_replacing(self, child: Child) -> None:
         """Keep the workers that are left when a successor dies before it is ready: so would the others."""
         if child.state == "starting" and self._is_working:
             self._to_replace.clear()
