@@ -810,6 +810,32 @@ def test_a_step_cut_off_by_the_jobs_own_time_out_can_be_run_again(app: Durably) 
     assert (run.output, run.error) == ("quicker", None)
 
 
+@pytest.mark.parametrize("returns", [False, True])
+def test_a_step_that_nobody_awaits_fails_the_run_and_is_named(app: Durably, *, returns: bool) -> None:
+    # contract 70a, 185
+    async def forgetful(step: AsyncStep, input: Any) -> Any:
+        await step.run("first", lambda: 1)
+        forgotten = step.run("second", lambda: 2)
+        return forgotten if returns else None
+
+    run = run_job(app, forgetful)
+    assert (run.status, run.error_type) == ("failed", "UsageError")
+    assert run.error is not None
+    assert "await step.run('second'" in run.error
+    assert [step.name for step in app.get_steps(run.id)] == ["first"]
+
+
+def test_a_step_that_was_cancelled_before_it_began_is_none_that_was_forgotten(app: Durably) -> None:
+    # contract 70a
+    async def changing_its_mind(step: AsyncStep, input: Any) -> int:
+        task = asyncio.create_task(step.run("never", lambda: 1))
+        task.cancel()
+        await asyncio.wait([task])
+        return await step.run("instead", lambda: 2)
+
+    assert run_job(app, changing_its_mind).output == 2
+
+
 def test_the_duration_of_a_step_is_its_own(app: Durably) -> None:
     # contract 81
     heard = hear(app, "step:complete")

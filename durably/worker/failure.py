@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from durably.errors import ControlFlow
+from durably.forks import end_if_forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,11 +54,19 @@ def _control_flows(error: BaseException) -> Iterator[ControlFlow]:
 
 
 def call_plain(fn: Callable[..., T], *args: Any) -> T:
-    """Call *fn*; what generators and tasks take for their own end becomes a RuntimeError, as Python does."""
+    """
+    Call *fn*; what generators and tasks take for their own end becomes a RuntimeError, as Python does.
+
+    Returns:
+        In this process only: a child that *fn* has forked, and that gets here, ends.
+    """
+    process = os.getpid()
     try:
         return fn(*args)
     except (StopIteration, GeneratorExit) as error:
         raise RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised {type(error).__name__}") from error
+    finally:
+        end_if_forked(process)
 
 
 def _message(error: BaseException) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from durably.codec import Encoded, Unfit, check_output
 from durably.errors import ControlFlow, ValidationError
+from durably.forks import end_if_forked
 from durably.worker.context import current_execution
 from durably.worker.failure import Description, call_plain, describe, find_control_flow
 from durably.worker.step import AsyncStep, Step
@@ -76,11 +78,21 @@ async def _call(execution: Execution, executors: Executors) -> Any:
     job, loop = execution.job, asyncio.get_running_loop()
     value = _decode_input(execution)
     if job.is_async:
-        return await job.run(AsyncStep(execution, loop, executors.steps), value)
+        return await _call_async(execution, AsyncStep(execution, loop, executors.steps), value)
     context = contextvars.copy_context()
     return await loop.run_in_executor(
         executors.jobs, context.run, call_plain, job.run, Step(execution, loop, executors.steps), value
     )
+
+
+async def _call_async(execution: Execution, step: AsyncStep, value: Any) -> Any:
+    process = os.getpid()
+    try:
+        returned = await execution.job.run(step, value)
+    finally:
+        end_if_forked(process)
+    step.check_all_begun()
+    return returned
 
 
 def _decode_input(execution: Execution) -> Any:
