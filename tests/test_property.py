@@ -588,12 +588,12 @@ def live(app: Durably, *, lives: int) -> None:
 
     Args:
         app: A migrated instance on a database of its own: whatever is in it is deleted.
-        lives: In the short form; the long one has 30 times as many, and longer ones.
+        lives: In the short form; the long one has 50 times as many, and longer ones.
     """
     run_state_machine_as_test(
         lambda: LivesOfRuns(app),  # type: ignore[arg-type] # it takes what makes a machine, too
         settings=settings(
-            max_examples=lives * 30 if IS_LONG else lives,
+            max_examples=lives * 50 if IS_LONG else lives,
             stateful_step_count=60 if IS_LONG else 30,
             deadline=None,
             derandomize=not IS_LONG,
@@ -606,11 +606,11 @@ def live(app: Durably, *, lives: int) -> None:
 @pytest.mark.timeout(7200 if IS_LONG else 600)
 def test_whatever_happens_the_database_holds_what_the_model_does(app: Durably) -> None:
     # contract 35, 36, 37, 40, 50, 51, 56, 57, 73, 92, 99, 100, 104, 107, 110, 111, 112, 127, 130
-    live(app, lives=180)
+    live(app, lives=100)
 
 
 @pytest.mark.timeout(7200 if IS_LONG else 600)
 def test_it_does_so_too_where_an_update_cannot_return_what_it_changed(app: Durably) -> None:
     # contract 35, 43, 47, 56, 66
     app.database.engine().dialect.update_returning = False
-    live(app, lives=40)
+    live(app, lives=30)
