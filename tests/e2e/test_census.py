@@ -68,7 +68,7 @@ def test_the_report_of_a_census_whose_workers_are_killed_is_that_of_one_left_alo
     limit = [] if IS_LONG else ["--limit", "24"]
     calm = Census(tmp_path / "calm", *limit)
     assert calm.process.wait(600) == 0
-    shaken = Census(tmp_path / "shaken", *limit, "--slow", "0.2")
+    shaken = Census(tmp_path / "shaken", *limit, "--slow", "0.6" if IS_LONG else "0.2")
     chance = random.Random(SEED)
     killed: set[int] = set()
     while len(killed) < KILLS and shaken.process.is_running() and shaken.process.status() != psutil.STATUS_ZOMBIE:
