@@ -11,7 +11,7 @@ from durably.errors import ControlFlow
 from durably.forks import end_if_forked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import TracebackType
 
 T = TypeVar("T")
@@ -40,17 +40,11 @@ def type_name(error: BaseException) -> str:
     return kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def find_control_flow(error: BaseException) -> ControlFlow | None:
-    """Find what ended a run from outside, also inside a group, where it outweighs ordinary errors."""
-    return next(_control_flows(error), None)
-
-
-def _control_flows(error: BaseException) -> Iterator[ControlFlow]:
-    if isinstance(error, ControlFlow):
-        yield error
-    elif isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:
-            yield from _control_flows(part)
+def has_control_flow(error: BaseException) -> bool:
+    """Tell what ends a run from outside, also inside a group, where it outweighs ordinary errors."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(has_control_flow(part) for part in error.exceptions)
+    return isinstance(error, ControlFlow)
 
 
 def call_plain(fn: Callable[..., T], *args: Any) -> T:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from durably.codec import Encoded, Unfit, check_output
-from durably.errors import ControlFlow, ValidationError
+from durably.errors import ValidationError
 from durably.forks import end_if_forked
 from durably.worker.context import current_execution
-from durably.worker.failure import Description, call_plain, describe, find_control_flow
+from durably.worker.failure import Description, call_plain, describe, has_control_flow
 from durably.worker.step import AsyncStep, Step
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ class Raised:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The run was ended from outside."""
-
-    by: ControlFlow
+    """The run was ended from outside: its token has fired, and says why."""
 
 
 Outcome: TypeAlias = Returned | Raised | Ended
@@ -68,9 +66,9 @@ async def call_job(execution: Execution, executors: Executors) -> Outcome:
         # A result that was on its way when the run was lost goes no further than the fence.
         return Returned(check_output(execution.job.output, value, execution.host.max_payload_bytes))
     except BaseException as error:  # noqa: BLE001 - whatever the function raised is the run's outcome
-        control_flow = find_control_flow(error)
-        if control_flow is not None:
-            return Ended(control_flow)
+        # One that the job has made itself ends nothing: it is the job's failure as any exception is.
+        if execution.token.is_set() and has_control_flow(error):
+            return Ended()
         return Raised(describe(error), execution.failed_step(error))
 
 

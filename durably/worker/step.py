@@ -8,7 +8,7 @@ import os
 from inspect import CORO_CREATED, getcoroutinestate
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
-from durably.errors import UsageError
+from durably.errors import DatabaseUnavailableError, UsageError
 from durably.forks import end_if_forked
 from durably.jobs import is_async_callable
 from durably.model import LogLevel, Progress
@@ -127,7 +127,11 @@ class Step(_Context):
             case Call(step_name, fn, args):
                 return contextvars.copy_context().run(self._call, step_name, fn, args)
             case Write(intent):
-                return self._execution.host.committer.ask_blocking(intent)
+                host = self._execution.host
+                try:
+                    return host.committer.ask_blocking(intent)
+                except DatabaseUnavailableError as error:
+                    return asyncio.run_coroutine_threadsafe(host.keep_writing(intent, error), self._loop).result()
             case Hold():
                 while self._execution.host.is_cut_off and not self.cancelled.wait(_HOLD_SECONDS):
                     pass
@@ -202,7 +206,11 @@ class AsyncStep(_Context):
             case Call(step_name, fn, args):
                 return await self._call(step_name, fn, args)
             case Write(intent):
-                return await self._execution.host.committer.ask(intent)
+                host = self._execution.host
+                try:
+                    return await host.committer.ask(intent)
+                except DatabaseUnavailableError as error:
+                    return await host.keep_writing(intent, error)
             case Hold():
                 while self._execution.host.is_cut_off and not self.cancelled.is_set():  # noqa: ASYNC110 - a clock decides
                     await asyncio.sleep(_HOLD_SECONDS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import psutil
 import pytest
 
 from durably import Supervisor, define_job
+from durably.apps import load_app
 from durably.store.workers import get_workers
+from durably.supervisor.children import Nursery
 from durably.supervisor.supervisor import EXIT_FAILED, EXIT_KILLED
 from tests.databases import databases
 from tests.e2e.harness import Supervised
@@ -435,6 +439,24 @@ def test_in_a_process_with_threads_it_spawns_instead_of_forking(tmp_path: Path, 
     finally:
         release.set()
         other.join()
+
+
+def test_a_child_that_cannot_be_watched_does_not_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # contract 163
+    def without_descriptors(process: Any) -> int:
+        begun.append(process.pid)
+        raise OSError(errno.EMFILE, "too many open files")
+
+    begun: list[int] = []
+    monkeypatch.setattr("durably.supervisor.children._handle_of", without_descriptors)
+    nursery = Nursery(partial(load_app, str(client_app())), {}, until_idle=False)
+    try:
+        with pytest.raises(OSError, match="too many"):
+            nursery.begin(0.0)
+        assert nursery.living == []
+        assert not psutil.pid_exists(begun[0])
+    finally:
+        nursery.close()
 
 
 def test_a_reader_of_the_log_that_stalls_costs_lines_and_holds_up_nothing(tmp_path: Path) -> None:
