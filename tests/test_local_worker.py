@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -721,6 +724,81 @@ def test_control_flow_that_a_job_makes_itself_fails_its_run_as_any_exception(
     failed = read(app, run)
     assert (failed.status, failed.error_type, failed.error) == ("failed", raised.__name__, "by myself")
     assert not {"run:cancel", "run:release", "worker:error", "step:cancel"} & set(types(heard))
+
+
+def test_an_application_that_ends_without_a_stop_fails_no_run(
+    app: Durably, python: Callable[..., subprocess.Popen[str]]
+) -> None:
+    # contract 153a
+    process = python("""
+        import threading, time
+        from durably import Durably
+
+        app = Durably(url, concurrency=2)
+        begun = threading.Event()
+
+        @app.job("long")
+        def long(step, input):
+            begun.set()
+            time.sleep(0.5)  # a while for the worker to go on claiming in
+
+        @app.job("plain")
+        def plain(step, input):
+            pass
+
+        @app.job("steps")
+        async def steps(step, input):
+            await step.run("step", lambda: None)
+
+        long.trigger()
+        for _ in range(20):
+            plain.trigger()
+            steps.trigger()
+        app.start()
+        begun.wait()
+    """)
+    assert process.wait(30) == 0
+    assert not app.get_runs(status="failed")
+    for name in ("long", "plain", "steps"):
+        app.register(define_job(name, give_back))
+    app.process_until_idle()
+    assert {run.status for run in app.get_runs()} == {"completed"}
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+def test_ctrl_c_while_a_script_executes_runs_fails_none(
+    app: Durably, python: Callable[..., subprocess.Popen[str]], kind: str
+) -> None:
+    # contract 160a
+    job = app.register(define_job("job", give_back))
+    run = job.trigger("resumed")
+    process = python(f"""
+        import asyncio, sys
+        from durably import Durably
+
+        app = Durably(url)
+
+        @app.job("job")
+        {kind} job(step, input):
+            print("begun", flush=True)
+            {"await asyncio.sleep(60)" if kind == "async def" else "sys.stdin.readline()"}
+
+        try:
+            app.process_one()
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    """)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "interrupted\n"
+    # A function that runs on in a thread keeps its run, until the process is gone.
+    assert read(app, run).status == ("pending" if kind == "async def" else "running")
+    process.communicate("\n", timeout=30)
+    app.process_until_idle()
+    ended = read(app, run)
+    assert (ended.status, ended.output) == ("completed", "resumed")
+    assert ended.interruptions == (0 if kind == "async def" else 1)
 
 
 def test_a_handler_of_the_workers_start_may_call_the_instance(app: Durably) -> None:

@@ -443,6 +443,48 @@ def test_one_worker_lets_its_slots_run_empty_for_a_run_that_was_passed_over_too_
     assert not promises(one)
 
 
+def test_no_worker_lets_its_slots_run_empty_for_a_run_whose_key_is_taken(app: Durably) -> None:
+    # contract 48, 68
+    handle = app.register(define_job("job", nothing))
+    holder, suspect = (handle.trigger(concurrency_key="k") for _ in range(2))
+    worker = add_worker(app, "job")
+    assert [run.id for run in claim(app, worker, company="beside")] == [holder.id]
+    sql(app, "UPDATE durably_runs SET interruptions = 2, pending_at = pending_at - 31000000 WHERE status = 'pending'")
+
+    def promises() -> bool:
+        return app.database.write(
+            lambda c: claims.await_overdue_run(c, worker_id=worker, jobs=["job"], isolate_after=2, patience=30.0)
+        )
+
+    assert not promises()
+    app.cancel(holder.id)
+    assert promises()
+    assert [run.id for run in claim(app, worker, company="isolated")] == [suspect.id]
+
+
+def test_a_run_that_must_be_alone_gets_its_turn_from_a_worker_whose_claims_never_end(make_app: AppMaker) -> None:
+    # contract 68
+    app = make_app(concurrency=2, **QUICK)
+
+    @app.job("short")
+    async def short(step: AsyncStep, input: int) -> None:
+        """Return at once, so that a claim is always on its way."""
+
+    @app.job("suspect")
+    async def suspect(step: AsyncStep, input: None) -> int:
+        return len(await app.aget_runs(status="pending", limit=1))
+
+    short.batch_trigger(range(6_000))
+    run = suspect.trigger()
+    sql(
+        app, "UPDATE durably_runs SET interruptions = 2, created_at = created_at + 3600000000 WHERE id = :id", id=run.id
+    )
+    app.start()
+    # While others were still waiting, not after them.
+    assert app.wait_for_run(run.id, timeout=30).output == 1
+    sql(app, "UPDATE durably_runs SET status = 'cancelled', completed_at = updated_at WHERE status = 'pending'")
+
+
 def test_waiting_to_be_alone_ends_though_the_worker_is_never_idle_by_itself(make_app: AppMaker) -> None:
     # contract 68
     app = make_app(concurrency=2, **QUICK)

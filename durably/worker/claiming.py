@@ -31,7 +31,7 @@ class Claimer:
         registry: The jobs it knows.
         settings: Of them concurrency, isolate_after and polling_interval.
         committer: Writes the claims.
-        doorbell: Listened to exactly while a slot is free, as each ring is for one idle worker; None only polls.
+        doorbell: Listened to exactly while a run may be claimed, as each ring is for one idle worker; None only polls.
         budget: Claim at most so many runs in all; None for no bound.
         begin: Called with each claimed run.
         found_nothing: Called when no slot is taken and the last claim brought nothing, or the budget is spent.
@@ -114,6 +114,7 @@ class Claimer:
         self._run_waits_to_be_alone = waits
         if waits and self.is_empty:
             self.fill()
+        self._listen()
 
     def stop(self) -> None:
         """Claim nothing more; what is on its way still comes."""
@@ -154,7 +155,8 @@ class Claimer:
         claimed = [] if error is not None else answer.result()
         self._spend(len(claimed) - limit)
         self._exclusive = any(run.interruptions >= self._isolate_after for run in claimed)
-        self._run_waits_to_be_alone = False
+        if company == "isolated":  # others were on their way already, and did not look for it
+            self._run_waits_to_be_alone = False
         for run in claimed:
             self._begin(run)
         if error is not None:
@@ -177,7 +179,8 @@ class Claimer:
             self._budget -= slots
 
     def _listen(self) -> None:
-        wanted = self.free > 0 and not self._stopped
+        # A ring is for one worker: none may take it that could not claim now.
+        wanted = self.free > 0 and not self._stopped and self._company() is not None
         if self._doorbell is None or wanted == self._listening:
             return
         self._listening = wanted

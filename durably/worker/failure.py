@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import traceback
 from pathlib import Path
@@ -41,10 +42,14 @@ def type_name(error: BaseException) -> str:
 
 
 def has_control_flow(error: BaseException) -> bool:
-    """Tell what ends a run from outside, also inside a group, where it outweighs ordinary errors."""
+    """
+    Tell what ends a run from outside, also inside a group, where it outweighs ordinary errors.
+
+    The run's task is cancelled when its loop is being ended, by Ctrl-C say.
+    """
     if isinstance(error, BaseExceptionGroup):
         return any(has_control_flow(part) for part in error.exceptions)
-    return isinstance(error, ControlFlow)
+    return isinstance(error, (ControlFlow, asyncio.CancelledError))
 
 
 def call_plain(fn: Callable[..., T], *args: Any) -> T:

@@ -177,6 +177,10 @@ class Worker:
         try:
             await self._look_for_work()
             await self._let_end()
+        except BaseException:
+            # The loop is being ended, by Ctrl-C say, and cancels the task of each run: they go back, and do not fail.
+            self.stop(release=True, reason="interrupted")
+            raise
         finally:
             self._pulse.stop()
         await asyncio.to_thread(self._close)
