@@ -55,6 +55,19 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
+def check_timeout(timeout: object) -> None:
+    """
+    Check what somebody wants to wait at most: seconds from 0 to 100 years, or None for ever.
+
+    Raises:
+        ValidationError: On `timeout`.
+    """
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout <= _LONGEST_SECONDS:
+        raise ValidationError("timeout", f"{timeout!r} is no number of seconds from 0, or longer than 100 years")
+
+
 def _integer(value: object) -> int:
     """Accept an int, or digits as the environment gives them; a bool is no integer."""
     if isinstance(value, int) and not isinstance(value, bool):

@@ -260,11 +260,16 @@ class Model:
         accepted = self.is_alive(worker)
         if accepted:
             self.workers[worker].beat_at = self.now
-        lost = {hold: self.refusal(hold) for hold in self.holds(lost=True) if self.claims[hold] == worker}
+        # A worker that lives loses runs by their cancellation alone.
+        lost = {
+            hold: "cancelled" if accepted else self.refusal(hold)
+            for hold in self.holds(lost=True)
+            if self.claims[hold] == worker
+        }
         return accepted, lost, accepted and self._promise_to_wait(worker)
 
     def _promise_to_wait(self, worker: int) -> bool:
-        """Let a worker wait for the oldest run that must and could be alone, was passed over, and that nobody awaits."""
+        """Let a worker wait for the oldest run that must and could be alone, was passed over, and nobody awaits."""
         older_keys: set[str | None] = set()
         for _, run in self.with_status("pending"):
             if run.job not in self.workers[worker].jobs:

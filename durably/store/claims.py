@@ -64,8 +64,9 @@ _holder: Final = runs.alias("holder")
 
 
 def _is_known(table: Any, count: int) -> ColumnElement[bool]:
-    """Compare the job with each of *count* names; unlike IN, whose list is written anew for each execution."""
-    return or_(*(table.c.job_name == bindparam(f"job_{i}") for i in range(count)))
+    """Compare the job with *count* names, each a parameter: a list as one would be written anew for each execution."""
+    known: ColumnElement[bool] = table.c.job_name.in_([bindparam(f"job_{i}") for i in range(count)])
+    return known
 
 
 def _names(jobs: Sequence[str]) -> dict[str, str]:

@@ -84,8 +84,9 @@ async def _call(execution: Execution, executors: Executors) -> Any:
     try:
         return await function
     except asyncio.CancelledError:
-        # The loop is being ended, and the function may run on: nobody may have the run before this process is gone.
-        execution.token.fire("lease_lost")
+        if function.cancelled():
+            # The loop is being ended, and the function may run on: nobody may have the run before this process is gone.
+            execution.token.fire("lease_lost")
         raise
 
 

@@ -279,6 +279,7 @@ def test_a_child_that_a_job_forks_and_lets_return_ends_there(tmp_path: Path, cod
         run = supervised.client.get_run(run_id)
         assert run is not None
         assert (run.status, run.output) == ("completed", code)
+        assert "printed by a forked child" in supervised.errors()
 
 
 # contract 147

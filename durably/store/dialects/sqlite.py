@@ -8,6 +8,7 @@ import os
 import sqlite3
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -223,7 +224,8 @@ class FileWatch:
             self._version = self._read_version()
             # While a connection that has read is open, SQLite keeps the WAL's file: it is emptied, but not removed.
             self._inotify = opened.enter_context(INotify(nonblocking=True))
-            self._inotify.add_watch(f"{path}-wal", flags.MODIFY)
+            self._watch_wal = partial(self._inotify.add_watch, f"{path}-wal", flags.MODIFY)
+            self._watch_wal()
             opened.pop_all()
 
     def fileno(self) -> int:
@@ -237,6 +239,8 @@ class FileWatch:
         if self._connection.closed:
             self._connection = _without_transaction(self._engine)
             self._version = -1
+            self._read_version()
+            self._watch_wal()  # another file, if all connections were closed
         version = self._read_version()
         changed, self._version = version != self._version, version
         return changed
