@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Column, Connection, Engine
 
     from durably.settings import Settings
 
@@ -130,6 +130,14 @@ class Dialect(Protocol):
 
     def migration_lock(self, connection: Connection) -> None:
         """Take, within a write transaction, the lock that makes migrations of one database follow each other."""
+
+    def continue_ids(self, connection: Connection, column: Column[int], last: int) -> None:
+        """
+        Let the ids that the database gives in *column* go on after *last*, in a write transaction.
+
+        Args:
+            column: Its rows were inserted with ids of their own, as a copy does; *last* is the greatest.
+        """
 
     def lock(self, connection: Connection, name: str) -> None:
         """Hold *name*, until the end of a write transaction, against every other that wants it."""
