@@ -212,7 +212,8 @@ def _copy_table(
 def _write_chunk(
     source: Database, target: Database, copied: Table, rows: Sequence[Row[Any]], state: CopyState, following: CopyState
 ) -> None:
-    values = [row._asdict() for row in rows]
+    names = [column.name for column in copied.c]
+    values = [dict(zip(names, row, strict=True)) for row in rows]
 
     def change(connection: Connection) -> None:
         if not advance(connection, state, following):
