@@ -14,7 +14,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    func,
     insert,
     inspect,
     literal_column,
@@ -146,9 +145,6 @@ def finish(connection: Connection, dialect: Dialect) -> bool:
         Whether it was being copied into.
     """
     dialect.migration_lock(connection)
-    last: int | None = connection.execute(select(func.max(logs.c.id))).scalar()
-    if last is not None:
-        dialect.continue_ids(connection, logs.c.id, last)
     _own.drop_all(connection)
     return replace_revision(connection, UNFINISHED_COPY, REVISION)
 

@@ -206,6 +206,7 @@ def _copy_table(
         _write_chunk(source, target, copied, rows, state, following)
         state = following
         tell(state.sum_of(copied).rows)
+    target.write(lambda connection: target.dialect.settle(connection, copied), checked=False)
     return state
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from sqlalchemy import Column, Connection, Engine
+    from sqlalchemy import Connection, Engine, Table
 
     from durably.settings import Settings
 
@@ -131,12 +131,11 @@ class Dialect(Protocol):
     def migration_lock(self, connection: Connection) -> None:
         """Take, within a write transaction, the lock that makes migrations of one database follow each other."""
 
-    def continue_ids(self, connection: Connection, column: Column[int], last: int) -> None:
+    def settle(self, connection: Connection, table: Table) -> None:
         """
-        Let the ids that the database gives in *column* go on after *last*, in a write transaction.
+        Do what a table needs that rows were copied into, with ids of their own, in a write transaction.
 
-        Args:
-            column: Its rows were inserted with ids of their own, as a copy does; *last* is the greatest.
+        The ids that the database gives then go on after the greatest, and its planner knows how many rows there are.
         """
 
     def lock(self, connection: Connection, name: str) -> None:

@@ -22,7 +22,7 @@ from durably.store.tables import now
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import URL, Column, Connection, Engine
+    from sqlalchemy import URL, Connection, Engine, Table
     from sqlalchemy.engine import ExceptionContext
 
     from durably.settings import Settings
@@ -59,7 +59,6 @@ _CHANNEL: Final = "'durably_' || md5(coalesce(current_schema(), ''))"
 _RING: Final = text(f"SELECT pg_notify({_CHANNEL}, '')")
 _transaction_id: Final = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
 _fate: Final = text("SELECT pg_xact_status(CAST(CAST(:id AS text) AS xid8))")
-_continue_sequence: Final = text("SELECT setval(pg_get_serial_sequence(:table, :column), :last)")
 _take_lock: Final = select(func.pg_advisory_xact_lock(bindparam("key", type_=BigInteger)))
 
 
@@ -160,9 +159,12 @@ class PostgreSQL:
         """Take a lock of the transaction's: one of the session's would not survive a pooler."""
         self.lock(connection, "durably migration")
 
-    def continue_ids(self, connection: Connection, column: Column[int], last: int) -> None:
-        """Move the column's sequence, which knows only of the ids that it gave."""
-        connection.execute(_continue_sequence, {"table": column.table.name, "column": column.name, "last": last})
+    def settle(self, connection: Connection, table: Table) -> None:
+        """Move the sequence, which knows only of the ids that it gave; without statistics, whole tables are sorted."""
+        if (column := table.autoincrement_column) is not None:
+            sequence = func.pg_get_serial_sequence(table.name, column.name)
+            connection.execute(select(func.setval(sequence, func.max(column))).having(func.max(column).is_not(None)))
+        connection.execute(text(f"ANALYZE {table.name}"))
 
     def lock(self, connection: Connection, name: str) -> None:
         """Take the transaction's advisory lock on a hash of *name*; two names with one hash only wait needlessly."""

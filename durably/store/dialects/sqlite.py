@@ -23,7 +23,7 @@ from durably.store.tables import REVISION
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import URL, Column
+    from sqlalchemy import URL, Table
 
     from durably.settings import Settings
 
@@ -134,8 +134,8 @@ class SQLite:
     def migration_lock(self, connection: Connection) -> None:
         """Do nothing: BEGIN IMMEDIATE is the lock."""
 
-    def continue_ids(self, connection: Connection, column: Column[int], last: int) -> None:
-        """Do nothing: the next id is always one more than the greatest."""
+    def settle(self, connection: Connection, table: Table) -> None:
+        """Do nothing: the next id is always one more than the greatest, and plans do not depend on the rows."""
 
     def lock(self, connection: Connection, name: str) -> None:
         """Do nothing: BEGIN IMMEDIATE holds everything."""
