@@ -1,9 +1,12 @@
 """Moving to another database: everything arrives, whatever happens on the way, and nobody uses what is half made."""
 
+import contextlib
 import json
 import os
+import pty
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,13 +26,14 @@ from durably import (
     StepContext,
     ValidationError,
 )
+from durably.cli.main import main
 from durably.settings import load_settings
 from durably.store.chunks import Sum, read_chunks
 from durably.store.copying import Copied, Progress, copy
 from durably.store.database import Database
 from durably.store.tables import labels, logs, runs, steps, workers
 from durably.worker.identity import is_gone, machine_key, process_key
-from tests.databases import at_end, databases
+from tests.databases import PostgreSQLServer, at_end, databases
 from tests.support import add_worker, claim, read, sql
 
 TABLES = (workers, runs, steps, logs, labels)
@@ -239,7 +243,9 @@ def test_a_copy_that_is_killed_again_and_again_goes_on_to_the_same_rows(pair: tu
     draw = random.Random(7)
     told: dict[str, int] = {}
     kills = 0
-    while True:
+    phase, rows = "", "0"
+    while phase != "resumed":
+        assert kills <= 12, "it ends by itself"
         process = subprocess.Popen(
             [sys.executable, "-c", COPY, source.url, target.url], stdout=subprocess.PIPE, text=True, cwd=tmp_path
         )
@@ -264,13 +270,33 @@ def test_a_copy_that_is_killed_again_and_again_goes_on_to_the_same_rows(pair: tu
                 process.kill()
                 kills += 1
             process.communicate()
-        if phase == "resumed":
-            break
-        with pytest.raises(CopyUnfinishedError):
-            target.app.get_runs()
+        if phase != "resumed":
+            assert process.returncode == -signal.SIGKILL
+            with pytest.raises(CopyUnfinishedError):
+                target.app.get_runs()
     assert kills == 12
     assert int(rows) == sum(total.rows for total in sums)
     assert target.sums() == source.sums() == sums
+    assert target.contents() == source.contents()
+
+
+def test_a_copy_outlives_a_server_that_restarts(tmp_path: Path) -> None:
+    # contract 192
+    source, target = Place("sqlite", tmp_path, "source"), Place("postgresql", tmp_path, "target", is_new=True)
+    server = databases("postgresql")
+    if not isinstance(server, PostgreSQLServer) or server.embedded is None:
+        pytest.skip("another server is not ours to restart")
+    restart = server.embedded.restart
+    fill(source)
+    restarts: list[str] = []
+
+    def tell(progress: Progress) -> None:
+        if progress.table == "steps" and progress.phase not in restarts:
+            restarts.append(progress.phase)
+            restart("immediate")
+
+    move(source, target, tell=tell, rows_at_once=2)
+    assert restarts == ["copy", "compare"]
     assert target.contents() == source.contents()
 
 
@@ -286,6 +312,18 @@ def test_a_chunk_is_bounded_by_rows_and_by_characters(source: Place) -> None:
     source.app.get_runs()
     small = list(read_chunks(source.database(), runs, rows_at_once=1))
     assert [row for rows in small for row in rows] == [row for rows in chunks for row in rows]
+
+
+def test_a_postgresql_schema_that_is_not_there_yet_is_made_and_its_planner_knows_the_rows(tmp_path: Path) -> None:
+    # contract 190
+    source, target = Place("sqlite", tmp_path, "source"), Place("postgresql", tmp_path, "target", is_new=True)
+    fill(source)
+    target.url += "&schema=jobs" if "?" in target.url else "?schema=jobs"
+    target.app = target.instance()
+    move(source, target, rows_at_once=2)
+    assert target.contents() == source.contents()
+    known = sql(target.app, "SELECT reltuples FROM pg_class WHERE oid = 'jobs.durably_steps'::regclass")
+    assert known[0].reltuples == source.sums()[TABLES.index(steps)].rows
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
@@ -608,3 +646,43 @@ def test_the_command_refuses_with_the_exit_codes_of_the_others(source: Place, ta
     assert (living.returncode, living.stderr.count("\n")) == (1, 1)
     assert "s3cret" not in same.stderr + away.stderr + unknown.stderr
     assert untouched(target)
+
+
+def test_on_a_terminal_a_bar_for_each_table_is_shown(source: Place, target: Place) -> None:
+    # contract 190
+    fill(source)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "durably.cli.main", "copy", "--from", source.url, "--to", target.url],
+        stdout=subprocess.DEVNULL, stderr=theirs, env=os.environ | {"COLUMNS": "100", "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait(60) == 0
+    for name, rows in zip(("workers", "runs", "steps", "logs", "labels"), source.sums(), strict=True):
+        assert f"copy {name}" in shown.decode()
+        assert f"compare {name}" in shown.decode()
+        assert f"{rows.rows}/{rows.rows}" in shown.decode()
+
+
+def test_ctrl_c_says_that_the_copy_can_go_on(
+    source: Place, target: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # contract 192
+    fill(source)
+
+    def interrupt(_bars: object, progress: Progress) -> None:
+        if progress.table == "logs":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("durably.cli.copybars.CopyBars.see", interrupt)
+    assert main(["copy", "--from", source.url, "--to", target.url]) == 130
+    assert capsys.readouterr().err == "durably: broken off; the same command goes on from here\n"
+    monkeypatch.undo()
+    assert main(["copy", "--from", source.url, "--to", target.url]) == 0
+    assert "were there from an attempt before" in capsys.readouterr().out
+    assert target.contents() == source.contents()
