@@ -24,7 +24,7 @@ from durably.store.tables import REVISION
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import URL
+    from sqlalchemy import URL, Table
 
     from durably.settings import Settings
 
@@ -134,6 +134,9 @@ class SQLite:
 
     def migration_lock(self, connection: Connection) -> None:
         """Do nothing: BEGIN IMMEDIATE is the lock."""
+
+    def settle(self, connection: Connection, table: Table) -> None:
+        """Do nothing: the next id is always one more than the greatest, and plans do not depend on the rows."""
 
     def lock(self, connection: Connection, name: str) -> None:
         """Do nothing: BEGIN IMMEDIATE holds everything."""
