@@ -37,6 +37,8 @@ from tests.databases import PostgreSQLServer, at_end, databases
 from tests.support import add_worker, claim, read, sql
 
 TABLES = (workers, runs, steps, logs, labels)
+# Half of it is PostgreSQL's, so it runs with that.
+pytestmark = pytest.mark.own("postgresql")
 PAIRS = [("sqlite", "postgresql"), ("postgresql", "sqlite"), ("sqlite", "sqlite")]
 
 
