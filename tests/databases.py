@@ -16,6 +16,7 @@ from uuid import uuid4
 from sqlalchemy import make_url
 
 from durably import Durably
+from tests.mariadb import MariaDBServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -235,7 +236,7 @@ def _migrate(url: str) -> None:
     app.database.close()
 
 
-_MAKERS: dict[str, type[Databases]] = {"sqlite": SQLiteFiles, "postgresql": PostgreSQLServer}
+_MAKERS: dict[str, type[Databases]] = {"sqlite": SQLiteFiles, "postgresql": PostgreSQLServer, "mariadb": MariaDBServer}
 DIALECTS = tuple(_MAKERS)
 chosen = "sqlite"
 """Of this test session."""
