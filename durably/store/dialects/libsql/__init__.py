@@ -1,0 +1,35 @@
+"""libSQL: a server (sqld, Turso), over a driver of durably's own; or a file, over libSQL's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from durably.errors import ValidationError
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+    from durably.settings import Settings
+    from durably.store.dialects import Dialect
+
+
+def libsql(url: URL, settings: Settings) -> Dialect:
+    """
+    Give the dialect of a `sqlite+libsql` URL.
+
+    Args:
+        url: `sqlite+libsql://host:port/?secure=true&authToken=...` is a server.
+        settings: As of the dialect that it turns out to be.
+
+    Raises:
+        ValidationError: The driver is not installed, or the URL is wrong.
+    """
+    try:
+        import sqlalchemy_libsql as _driver  # noqa: F401
+    except ImportError as error:
+        raise ValidationError(
+            "dialect_url", f"libSQL needs its driver: pip install 'durably[libsql]' ({error})"
+        ) from None
+    from durably.store.dialects.libsql.server import LibSQLServer
+
+    return LibSQLServer(url, settings)

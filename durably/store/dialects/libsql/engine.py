@@ -1,0 +1,82 @@
+"""SQLAlchemy's dialect for libSQL, as sqlalchemy-libsql has it, over durably's own drivers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.dialects import registry
+from sqlalchemy.pool import QueuePool
+from sqlalchemy_libsql.libsql import SQLiteDialect_libsql
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from sqlalchemy import URL, Pool
+
+SERVER: Final = "sqlite+durably_libsql_server"
+"""The drivername that `create_engine` knows the server's dialect by."""
+
+_LEVELS: Final = ("SERIALIZABLE", "AUTOCOMMIT")
+
+
+class ServerDialect(SQLiteDialect_libsql):  # type: ignore[misc]  # it ships no types
+    """A server's. The URL is sqlalchemy-libsql's, with the token in `authToken` too."""
+
+    driver = "durably_libsql_server"
+    supports_statement_cache = True
+    returns_native_bytes = True
+
+    @classmethod
+    def import_dbapi(cls) -> ModuleType:
+        """Give the driver."""
+        from durably.store.dialects.libsql import hrana
+
+        return hrana
+
+    @classmethod
+    def get_pool_class(cls, url: URL) -> type[Pool]:  # noqa: ARG003 - SQLAlchemy's signature
+        """Keep connections."""
+        return QueuePool
+
+    def create_connect_args(self, url: URL) -> tuple[list[str], dict[str, Any]]:
+        """Take the token out of the query, where it would end up in the address."""
+        token = url.query.get("authToken")
+        (address,), options = super().create_connect_args(url.difference_update_query(["authToken"]))
+        arguments = {} if token is None else {"auth_token": token}
+        return [address], options | arguments
+
+    def on_connect(self) -> None:
+        """Do nothing: there is nothing to make in a server."""
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        """Begin by hand, for the driver does not; a listener may have done so."""
+        if not dbapi_connection.autocommit and not dbapi_connection.in_transaction:
+            dbapi_connection.cursor().execute("BEGIN")
+
+    def get_isolation_level_values(self, dbapi_connection: Any) -> Sequence[str]:  # noqa: ARG002
+        """Name the two that there are."""
+        return _LEVELS
+
+    def get_default_isolation_level(self, dbapi_connection: Any) -> str:  # noqa: ARG002
+        """Name the one that a connection begins with."""
+        return _LEVELS[0]
+
+    def get_isolation_level(self, dbapi_connection: Any) -> str:
+        """Name the connection's."""
+        return _LEVELS[1] if dbapi_connection.autocommit else _LEVELS[0]
+
+    def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
+        """Set the connection's."""
+        dbapi_connection.autocommit = level == _LEVELS[1]
+
+    def detect_autocommit_setting(self, dbapi_connection: Any) -> bool:
+        """Tell whether the connection begins nothing by itself."""
+        return bool(dbapi_connection.autocommit)
+
+    def is_disconnect(self, e: BaseException, connection: object, cursor: object) -> bool:  # noqa: ARG002
+        """Ask the error, which knows."""
+        return bool(getattr(e, "is_disconnect", False))
+
+
+registry.register(SERVER.replace("+", "."), __name__, ServerDialect.__name__)

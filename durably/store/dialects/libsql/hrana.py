@@ -1,0 +1,348 @@
+"""
+A PEP 249 driver for libSQL servers: Hrana 3 over HTTP, in Python alone.
+
+A connection is in autocommit until a BEGIN, which travels with the statement that follows it. It has a stream at the
+server only while a transaction is open: nothing is left that could expire between transactions.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import select
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from durably.store.dialects.libsql.pep249 import (
+    Answer,
+    Binary,
+    Cursor,
+    DatabaseError,
+    DataError,
+    Error,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    Warning,  # noqa: A004 - PEP 249's name
+    apilevel,
+    checked,
+    paramstyle,
+    refusal,
+    sqlite_version,
+    sqlite_version_info,
+    threadsafety,
+    verb,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "Binary",
+    "Connection",
+    "Cursor",
+    "DataError",
+    "DatabaseError",
+    "Error",
+    "IntegrityError",
+    "InterfaceError",
+    "InternalError",
+    "NotSupportedError",
+    "OperationalError",
+    "ProgrammingError",
+    "Warning",
+    "apilevel",
+    "connect",
+    "paramstyle",
+    "sqlite_version",
+    "sqlite_version_info",
+    "threadsafety",
+]
+
+_BEGINS: Final = frozenset({"BEGIN", "BEGIN DEFERRED", "BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"})
+_OPENING: Final = frozenset({"BEGIN", "SAVEPOINT"})
+_OK: Final = 200
+_SERVER_AT_FAULT: Final = 500
+# The server has taken the stream away, and the transaction with it.
+_LOST_CODES: Final = frozenset({"STREAM_EXPIRED", "TRANSACTION_TIMEOUT", "TRANSACTION_BUSY"})
+LOST: Final = "CONNECTION_LOST"
+"""The code of what the network did, not the server."""
+
+
+class Connection:
+    """
+    One connection; for one thread at a time. Opens its socket with the first statement.
+
+    Args:
+        url: `http://host:port/path` or `https://...`; the path is what stands before `/v3/pipeline`.
+        auth_token: Sent as the bearer's, if there is one.
+        connect_timeout: Seconds.
+        read_timeout: Seconds without a byte from the server, which answers a writer when its turn has come.
+    """
+
+    isolation_level = None
+
+    def __init__(self, url: str, *, auth_token: str = "", connect_timeout: float = 5, read_timeout: float = 30) -> None:
+        parts = urlsplit(url)
+        self._is_secure = parts.scheme == "https"
+        self._host = parts.hostname or ""
+        self._port = parts.port
+        self._path = f"{parts.path.rstrip('/')}/v3/pipeline"
+        self._headers = {"Content-Type": "application/json"}
+        if auth_token:
+            self._headers["Authorization"] = f"Bearer {auth_token}"
+        self._connect_timeout = connect_timeout
+        self.read_timeout = read_timeout
+        self.autocommit = False  # SQLAlchemy's isolation level AUTOCOMMIT: it begins nothing by itself
+        self.name: Final = uuid4().hex
+        self.transactions = 0
+        self.requests = 0
+        self._http: http.client.HTTPConnection | None = None
+        self._pid = os.getpid()
+        self._baton: str | None = None
+        self._deferred: list[dict[str, Any]] = []
+        self._is_closed = False
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether one was begun, if only here."""
+        return bool(self._deferred) or self._baton is not None
+
+    def cursor(self) -> Cursor:
+        """Make a cursor."""
+        self._check_open()
+        return Cursor(self)
+
+    def defer(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        """
+        Keep a statement, whose answer nobody wants, until the next is sent, and forget it if none is.
+
+        The first is a BEGIN. If one of them fails, the statement that they were kept for raises the error.
+        """
+        self._check_open()
+        self._deferred.append(_statement(sql, parameters, wants_rows=False))
+
+    def run(self, sql: str, parameters: Sequence[Any]) -> Answer:
+        """Execute one statement, after what was deferred."""
+        if sql.strip().rstrip(";").upper() in _BEGINS and not self.in_transaction:
+            self.defer(sql)
+            return Answer((), [], 0, None)
+        keeps = self.in_transaction or verb(sql) in _OPENING
+        result = self._batch([_statement(sql, parameters, wants_rows=True)], keeps=keeps)[-1]
+        return Answer(
+            tuple(column["name"] or "" for column in result["cols"]),
+            [tuple(map(_value, row)) for row in result["rows"]],
+            result["affected_row_count"],
+            int(result["last_insert_rowid"]) if result.get("last_insert_rowid") else None,
+        )
+
+    def run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        """Execute one statement for each of *rows*, in one request; outside a transaction each by itself."""
+        if not rows:
+            return 0
+        statements = [_statement(sql, row, wants_rows=False) for row in rows]
+        results = self._batch(statements, keeps=self.in_transaction)
+        return sum(result["affected_row_count"] for result in results)
+
+    def commit(self) -> None:
+        """Commit, if anything was sent."""
+        self._end("COMMIT")
+
+    def rollback(self) -> None:
+        """Roll back; what the server has taken away, it has rolled back already."""
+        try:
+            self._end("ROLLBACK")
+        except Error as error:
+            if not error.is_disconnect:
+                raise
+
+    def close(self) -> None:
+        """Roll back and free the socket."""
+        if self._is_closed:
+            return
+        if self._pid == os.getpid():
+            self.rollback()
+        self._is_closed = True
+        self._drop()
+
+    def _end(self, how: str) -> None:
+        self._check_open()
+        self._deferred.clear()
+        if self._baton is not None:
+            self._batch([_statement(how, (), wants_rows=False)], keeps=False)
+
+    def _batch(self, statements: list[dict[str, Any]], *, keeps: bool) -> list[dict[str, Any]]:
+        """
+        Send statements, each on the condition that the one before it succeeded.
+
+        Args:
+            keeps: Whether a transaction may be open afterwards, so that the stream must stay.
+
+        Returns:
+            Their results, without those of what was deferred.
+        """
+        deferred, self._deferred = self._deferred, []
+        steps: list[dict[str, Any]] = [{"stmt": statement} for statement in deferred + statements]
+        for number, step in enumerate(steps[1:]):
+            step["condition"] = {"type": "ok", "step": number}
+        requests: list[dict[str, Any]] = [{"type": "batch", "batch": {"steps": steps}}]
+        requests.append({"type": "get_autocommit"} if keeps else {"type": "close"})
+        batch, state = self._send(requests)
+        if batch["type"] != "ok":
+            raise self._refused(batch["error"])
+        result = batch["response"]["result"]
+        if state["type"] != "ok" or (keeps and state["response"]["is_autocommit"]):
+            self._release()
+        for error in result["step_errors"]:
+            if error:
+                raise self._refused(error)
+        results: list[dict[str, Any]] = result["step_results"][len(deferred) :]
+        return results
+
+    def _release(self) -> None:
+        """Close the stream of a transaction that is over: by its last statement, or because the server ended it."""
+        if self._baton is not None:
+            self._send([{"type": "close"}])
+            self._baton = None
+
+    def _refused(self, error: dict[str, Any]) -> DatabaseError:
+        refused = refusal(error["message"], error.get("code"))
+        if refused.code in _LOST_CODES:
+            refused.is_disconnect = True
+            self._drop()
+        return refused
+
+    def _send(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Send one request over HTTP, and keep the stream's new baton."""
+        self._check_open()
+        body = json.dumps({"baton": self._baton, "requests": requests}, separators=(",", ":")).encode()
+        self.requests += 1
+        try:
+            connection = self._connected()
+            connection.request("POST", self._path, body, self._headers)
+            response = connection.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self._drop()
+            reason = str(error) or type(error).__name__
+            raise OperationalError(f"no answer from {self._host}: {reason}", LOST, is_disconnect=True) from error
+        if response.status != _OK:
+            self._drop()
+            raise _http_error(response.status, content)
+        try:
+            answer = json.loads(content)
+            self._baton = answer["baton"]
+            results: list[dict[str, Any]] = answer["results"]
+        except (ValueError, LookupError, TypeError) as error:
+            self._drop()
+            raise OperationalError(f"not an answer of a libSQL server: {error!r}", LOST, is_disconnect=True) from error
+        return results
+
+    def _connected(self) -> http.client.HTTPConnection:
+        """Give the socket, or a new one where the server has closed it meanwhile."""
+        connection = self._http
+        # It has nothing to say between requests: what can be read is the end.
+        if connection is not None and connection.sock is not None and _can_be_read(connection.sock):
+            connection.close()
+        if connection is None or connection.sock is None:
+            connection = self._http = self._connect()
+        connection.sock.settimeout(self.read_timeout)
+        return connection
+
+    def _connect(self) -> http.client.HTTPConnection:
+        connection: http.client.HTTPConnection
+        if self._is_secure:
+            context = ssl.create_default_context()
+            connection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=self._connect_timeout, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._connect_timeout)
+        connection.connect()
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ProgrammingError("Cannot operate on a closed database.", is_disconnect=True)
+        if self._pid != os.getpid():
+            # The transaction, the socket and what is on its way through it are the parent's.
+            self._deferred.clear()
+            self._drop()
+            raise OperationalError("the connection is of the parent process", LOST, is_disconnect=True)
+
+    def _drop(self) -> None:
+        """Forget the stream and the socket; closing it takes nothing from a parent, which has its own descriptor."""
+        self._baton = None
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+
+def connect(
+    url: str, *, auth_token: str = "", connect_timeout: float = 5, read_timeout: float = 30, **_: object
+) -> Connection:
+    """Make a `Connection`."""
+    return Connection(url, auth_token=auth_token, connect_timeout=connect_timeout, read_timeout=read_timeout)
+
+
+def _can_be_read(connection: socket.socket) -> bool:
+    poll = select.poll()  # select() does not take descriptors beyond 1023
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _statement(sql: str, parameters: Sequence[Any], *, wants_rows: bool) -> dict[str, Any]:
+    return {"sql": sql, "args": [_argument(value) for value in parameters], "want_rows": wants_rows}
+
+
+def _argument(value: Any) -> dict[str, Any]:
+    plain = checked(value)
+    match plain:
+        case None:
+            return {"type": "null"}
+        case int():
+            return {"type": "integer", "value": str(plain)}
+        case float():
+            return {"type": "float", "value": plain}
+        case str():
+            return {"type": "text", "value": plain}
+    return {"type": "blob", "base64": base64.b64encode(plain).decode()}
+
+
+def _value(argument: dict[str, Any]) -> Any:
+    match argument["type"]:
+        case "null":
+            return None
+        case "integer":
+            return int(argument["value"])
+        case "float":
+            return float(argument["value"])
+        case "text":
+            return argument["value"]
+    encoded = argument["base64"]
+    return base64.b64decode(encoded + "=" * (-len(encoded) % 4))
+
+
+def _http_error(status: int, content: bytes) -> OperationalError:
+    """Put into words what the server says to a request as a whole: an unknown stream, a wrong token, its end."""
+    text = content.decode(errors="replace")
+    code = None
+    try:
+        said = json.loads(text)
+        text, code = said.get("message") or said.get("error") or text, said.get("code")
+    except (ValueError, AttributeError):
+        pass
+    if status >= _SERVER_AT_FAULT:
+        code = LOST  # what was asked for may have been done, and a proxy not have learned it
+    elif "baton" in text:
+        code = "STREAM_EXPIRED"  # the server was restarted
+    return OperationalError(f"{text} (HTTP {status})", code or f"HTTP_{status}", is_disconnect=True)
