@@ -229,7 +229,17 @@ def _migrate(url: str) -> None:
     app.database.close()
 
 
-_MAKERS: dict[str, type[Databases]] = {"sqlite": SQLiteFiles, "postgresql": PostgreSQLServer}
+def _libsql_server() -> Databases:
+    from tests.sqld import LibSQLServer
+
+    return LibSQLServer()
+
+
+_MAKERS: dict[str, Callable[[], Databases]] = {
+    "sqlite": SQLiteFiles,
+    "postgresql": PostgreSQLServer,
+    "libsql-server": _libsql_server,
+}
 DIALECTS = tuple(_MAKERS)
 chosen = "sqlite"
 """Of this test session."""

@@ -197,7 +197,7 @@ def checked(value: Any) -> int | float | str | bytes | None:
             return str.__str__(value)
         case bytes() | bytearray() | memoryview():
             return bytes(value)
-    raise ProgrammingError(f"cannot bind a {type(value).__qualname__}")
+    raise ProgrammingError(f"a value of type {type(value).__qualname__} cannot be bound")
 
 
 def refusal(message: str, code: str | None) -> DatabaseError:
