@@ -30,6 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if databases.chosen != "sqlite" and (mark := item.get_closest_marker("sqlite_only")):
             item.add_marker(pytest.mark.skip(reason=f"SQLite only: {mark.args[0]}"))
+        if databases.chosen in databases.POLLING and item.get_closest_marker("wakes"):
+            item.add_marker(pytest.mark.skip(reason="only polling tells"))
 
 
 @pytest.fixture(autouse=True)

@@ -129,7 +129,9 @@ class LibSQLServer:
                 app.database.close()
                 revision = cursor.execute("SELECT version_num FROM durably_alembic_version").fetchone()
                 assert revision
-                made = cursor.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'")
+                made = cursor.execute(
+                    "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
+                )
                 self._schema = [sql for (sql,) in made.fetchall()]
                 self._schema.append(f"INSERT INTO durably_alembic_version VALUES ('{revision[0]}')")
             else:

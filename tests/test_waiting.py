@@ -124,6 +124,7 @@ def test_a_timeout_that_is_none_is_refused(app: Durably, wait: Callable[..., Any
         wait("x", timeout=timeout)
 
 
+@pytest.mark.wakes
 def test_an_end_in_the_same_process_is_seen_at_once(make_app: AppMaker) -> None:
     # contract 135
     app = make_app(polling_interval=30)
@@ -276,6 +277,7 @@ def test_any_number_of_waits_at_once_see_their_ends_and_hold_nobody_up(make_app:
     assert app._ends._wakes == {}
 
 
+@pytest.mark.wakes
 def test_a_wait_that_is_given_up_while_it_begins_leaves_nothing_open(app: Durably) -> None:
     # contract 138
     run = app.register(define_job("job", give_back)).trigger()

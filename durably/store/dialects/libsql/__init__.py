@@ -18,7 +18,7 @@ def libsql(url: URL, settings: Settings) -> Dialect:
     Give the dialect of a `sqlite+libsql` URL.
 
     Args:
-        url: `sqlite+libsql://host:port/?secure=true&authToken=...` is a server.
+        url: `sqlite+libsql://host:port/?secure=true&authToken=...` is a server, `sqlite+libsql:///path` a file.
         settings: As of the dialect that it turns out to be.
 
     Raises:
@@ -30,6 +30,11 @@ def libsql(url: URL, settings: Settings) -> Dialect:
         raise ValidationError(
             "dialect_url", f"libSQL needs its driver: pip install 'durably[libsql]' ({error})"
         ) from None
-    from durably.store.dialects.libsql.server import LibSQLServer
+    if url.host:
+        from durably.store.dialects.libsql.server import LibSQLServer
 
-    return LibSQLServer(url, settings)
+        return LibSQLServer(url, settings)
+    from durably.store.dialects.libsql.file import LibSQLDriver
+    from durably.store.dialects.sqlite import SQLite
+
+    return SQLite(url, settings, LibSQLDriver())

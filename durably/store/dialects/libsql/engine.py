@@ -15,39 +15,25 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Pool
 
 SERVER: Final = "sqlite+durably_libsql_server"
-"""The drivername that `create_engine` knows the server's dialect by."""
+FILE: Final = "sqlite+durably_libsql_file"
+"""The drivernames that `create_engine` knows the dialects by."""
 
 _LEVELS: Final = ("SERIALIZABLE", "AUTOCOMMIT")
 
 
-class ServerDialect(SQLiteDialect_libsql):  # type: ignore[misc]  # it ships no types
-    """A server's. The URL is sqlalchemy-libsql's, with the token in `authToken` too."""
+class _Dialect(SQLiteDialect_libsql):  # type: ignore[misc]  # it ships no types
+    """What a server's and a file's have in common."""
 
-    driver = "durably_libsql_server"
     supports_statement_cache = True
     returns_native_bytes = True
-
-    @classmethod
-    def import_dbapi(cls) -> ModuleType:
-        """Give the driver."""
-        from durably.store.dialects.libsql import hrana
-
-        return hrana
 
     @classmethod
     def get_pool_class(cls, url: URL) -> type[Pool]:  # noqa: ARG003 - SQLAlchemy's signature
         """Keep connections."""
         return QueuePool
 
-    def create_connect_args(self, url: URL) -> tuple[list[str], dict[str, Any]]:
-        """Take the token out of the query, where it would end up in the address."""
-        token = url.query.get("authToken")
-        (address,), options = super().create_connect_args(url.difference_update_query(["authToken"]))
-        arguments = {} if token is None else {"auth_token": token}
-        return [address], options | arguments
-
     def on_connect(self) -> None:
-        """Do nothing: there is nothing to make in a server."""
+        """Do nothing: the driver makes no functions."""
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """Begin by hand, for the driver does not; a listener may have done so."""
@@ -79,4 +65,44 @@ class ServerDialect(SQLiteDialect_libsql):  # type: ignore[misc]  # it ships no 
         return bool(getattr(e, "is_disconnect", False))
 
 
+class ServerDialect(_Dialect):
+    """A server's. The URL is sqlalchemy-libsql's, with the token in `authToken` too."""
+
+    driver = "durably_libsql_server"
+    supports_statement_cache = True
+
+    @classmethod
+    def import_dbapi(cls) -> ModuleType:
+        """Give the driver."""
+        from durably.store.dialects.libsql import hrana
+
+        return hrana
+
+    def create_connect_args(self, url: URL) -> tuple[list[str], dict[str, Any]]:
+        """Take the token out of the query, where it would end up in the address."""
+        token = url.query.get("authToken")
+        (address,), _of_files = super().create_connect_args(url.difference_update_query(["authToken"]))
+        return [address], {} if token is None else {"auth_token": token}
+
+
+class FileDialect(_Dialect):
+    """A file's."""
+
+    driver = "durably_libsql_file"
+    supports_statement_cache = True
+
+    @classmethod
+    def import_dbapi(cls) -> ModuleType:
+        """Give the driver."""
+        from durably.store.dialects.libsql import local
+
+        return local
+
+    def create_connect_args(self, url: URL) -> tuple[list[str], dict[str, Any]]:
+        """Give the path."""
+        (path,), _of_others = super().create_connect_args(url)
+        return [path], {}
+
+
 registry.register(SERVER.replace("+", "."), __name__, ServerDialect.__name__)
+registry.register(FILE.replace("+", "."), __name__, FileDialect.__name__)

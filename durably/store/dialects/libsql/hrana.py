@@ -7,7 +7,6 @@ server only while a transaction is open: nothing is left that could expire betwe
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import os
@@ -33,7 +32,6 @@ from durably.store.dialects.libsql.pep249 import (
     ProgrammingError,
     Warning,  # noqa: A004 - PEP 249's name
     apilevel,
-    checked,
     paramstyle,
     refusal,
     sqlite_version,
@@ -41,6 +39,7 @@ from durably.store.dialects.libsql.pep249 import (
     threadsafety,
     verb,
 )
+from durably.store.dialects.libsql.wire import LOST, http_error, statement, value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,11 +69,8 @@ __all__ = [
 _BEGINS: Final = frozenset({"BEGIN", "BEGIN DEFERRED", "BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"})
 _OPENING: Final = frozenset({"BEGIN", "SAVEPOINT"})
 _OK: Final = 200
-_SERVER_AT_FAULT: Final = 500
 # The server has taken the stream away, and the transaction with it.
 _LOST_CODES: Final = frozenset({"STREAM_EXPIRED", "TRANSACTION_TIMEOUT", "TRANSACTION_BUSY"})
-LOST: Final = "CONNECTION_LOST"
-"""The code of what the network did, not the server."""
 
 
 class Connection:
@@ -128,7 +124,7 @@ class Connection:
         The first is a BEGIN. If one of them fails, the statement that they were kept for raises the error.
         """
         self._check_open()
-        self._deferred.append(_statement(sql, parameters, wants_rows=False))
+        self._deferred.append(statement(sql, parameters, wants_rows=False))
 
     def run(self, sql: str, parameters: Sequence[Any]) -> Answer:
         """Execute one statement, after what was deferred."""
@@ -136,10 +132,10 @@ class Connection:
             self.defer(sql)
             return Answer((), [], 0, None)
         keeps = self.in_transaction or verb(sql) in _OPENING
-        result = self._batch([_statement(sql, parameters, wants_rows=True)], keeps=keeps)[-1]
+        result = self._batch([statement(sql, parameters, wants_rows=True)], keeps=keeps)[-1]
         return Answer(
             tuple(column["name"] or "" for column in result["cols"]),
-            [tuple(map(_value, row)) for row in result["rows"]],
+            [tuple(map(value, row)) for row in result["rows"]],
             result["affected_row_count"],
             int(result["last_insert_rowid"]) if result.get("last_insert_rowid") else None,
         )
@@ -148,7 +144,7 @@ class Connection:
         """Execute one statement for each of *rows*, in one request; outside a transaction each by itself."""
         if not rows:
             return 0
-        statements = [_statement(sql, row, wants_rows=False) for row in rows]
+        statements = [statement(sql, row, wants_rows=False) for row in rows]
         results = self._batch(statements, keeps=self.in_transaction)
         return sum(result["affected_row_count"] for result in results)
 
@@ -177,7 +173,7 @@ class Connection:
         self._check_open()
         self._deferred.clear()
         if self._baton is not None:
-            self._batch([_statement(how, (), wants_rows=False)], keeps=False)
+            self._batch([statement(how, (), wants_rows=False)], keeps=False)
 
     def _batch(self, statements: list[dict[str, Any]], *, keeps: bool) -> list[dict[str, Any]]:
         """
@@ -190,7 +186,7 @@ class Connection:
             Their results, without those of what was deferred.
         """
         deferred, self._deferred = self._deferred, []
-        steps: list[dict[str, Any]] = [{"stmt": statement} for statement in deferred + statements]
+        steps: list[dict[str, Any]] = [{"stmt": one} for one in deferred + statements]
         for number, step in enumerate(steps[1:]):
             step["condition"] = {"type": "ok", "step": number}
         requests: list[dict[str, Any]] = [{"type": "batch", "batch": {"steps": steps}}]
@@ -236,7 +232,7 @@ class Connection:
             raise OperationalError(f"no answer from {self._host}: {reason}", LOST, is_disconnect=True) from error
         if response.status != _OK:
             self._drop()
-            raise _http_error(response.status, content)
+            raise http_error(response.status, content)
         try:
             answer = json.loads(content)
             self._baton = answer["baton"]
@@ -287,9 +283,7 @@ class Connection:
             self._http = None
 
 
-def connect(
-    url: str, *, auth_token: str = "", connect_timeout: float = 5, read_timeout: float = 30, **_: object
-) -> Connection:
+def connect(url: str, *, auth_token: str = "", connect_timeout: float = 5, read_timeout: float = 30) -> Connection:
     """Make a `Connection`."""
     return Connection(url, auth_token=auth_token, connect_timeout=connect_timeout, read_timeout=read_timeout)
 
@@ -298,51 +292,3 @@ def _can_be_read(connection: socket.socket) -> bool:
     poll = select.poll()  # select() does not take descriptors beyond 1023
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _statement(sql: str, parameters: Sequence[Any], *, wants_rows: bool) -> dict[str, Any]:
-    return {"sql": sql, "args": [_argument(value) for value in parameters], "want_rows": wants_rows}
-
-
-def _argument(value: Any) -> dict[str, Any]:
-    plain = checked(value)
-    match plain:
-        case None:
-            return {"type": "null"}
-        case int():
-            return {"type": "integer", "value": str(plain)}
-        case float():
-            return {"type": "float", "value": plain}
-        case str():
-            return {"type": "text", "value": plain}
-    return {"type": "blob", "base64": base64.b64encode(plain).decode()}
-
-
-def _value(argument: dict[str, Any]) -> Any:
-    match argument["type"]:
-        case "null":
-            return None
-        case "integer":
-            return int(argument["value"])
-        case "float":
-            return float(argument["value"])
-        case "text":
-            return argument["value"]
-    encoded = argument["base64"]
-    return base64.b64decode(encoded + "=" * (-len(encoded) % 4))
-
-
-def _http_error(status: int, content: bytes) -> OperationalError:
-    """Put into words what the server says to a request as a whole: an unknown stream, a wrong token, its end."""
-    text = content.decode(errors="replace")
-    code = None
-    try:
-        said = json.loads(text)
-        text, code = said.get("message") or said.get("error") or text, said.get("code")
-    except (ValueError, AttributeError):
-        pass
-    if status >= _SERVER_AT_FAULT:
-        code = LOST  # what was asked for may have been done, and a proxy not have learned it
-    elif "baton" in text:
-        code = "STREAM_EXPIRED"  # the server was restarted
-    return OperationalError(f"{text} (HTTP {status})", code or f"HTTP_{status}", is_disconnect=True)

@@ -13,7 +13,7 @@ from sqlalchemy.pool import QueuePool
 from durably.errors import ValidationError
 from durably.store.dialects import Capabilities, InDoubtError
 from durably.store.dialects.libsql.engine import SERVER
-from durably.store.dialects.libsql.hrana import LOST
+from durably.store.dialects.libsql.wire import LOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,31 @@
+"""libSQL's driver for a file, as the SQLite dialect wants it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import create_engine
+
+from durably.store.dialects.libsql.engine import FILE
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Engine
+
+_TRANSIENT_CODES: Final = frozenset({"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_PROTOCOL"})
+# As of the standard library's driver: only for strangers, who write to the file past the gate.
+_BUSY_SECONDS: Final = 2.0
+
+
+class LibSQLDriver:
+    """libsql-experimental, behind durably's own facade."""
+
+    name = "libsql"
+
+    def create_engine(self, url: URL, **options: Any) -> Engine:
+        """Make an engine for a file."""
+        arguments = {"timeout": _BUSY_SECONDS, "autocommit": True}
+        return create_engine(url.set(drivername=FILE), connect_args=arguments, **options)
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Tell contention, a full disk and failing I/O."""
+        return getattr(error, "code", None) in _TRANSIENT_CODES
