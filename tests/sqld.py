@@ -121,7 +121,7 @@ class LibSQLServer:
     def fill(self, url: str) -> None:
         if self._is_filled:
             return
-        with contextlib.closing(self._connect()) as connection:
+        with contextlib.closing(self.connect()) as connection:
             cursor = connection.cursor()
             if not self._schema:
                 app = Durably(url)
@@ -139,7 +139,7 @@ class LibSQLServer:
         self._is_filled = True
 
     def is_free(self, url: str) -> bool:  # noqa: ARG002
-        with contextlib.closing(self._connect(read_timeout=0.1)) as connection:
+        with contextlib.closing(self.connect(read_timeout=0.1)) as connection:
             try:
                 self._at_once(connection, ["SELECT 1"])
             except hrana.OperationalError:
@@ -149,7 +149,7 @@ class LibSQLServer:
     @contextlib.contextmanager
     def locked(self, url: str) -> Iterator[None]:  # noqa: ARG002
         """Hold it for at most 5 s: then the server gives the right to write to who waits for it."""
-        with contextlib.closing(self._connect()) as stranger:
+        with contextlib.closing(self.connect()) as stranger:
             stranger.cursor().execute("BEGIN IMMEDIATE")
             stranger.cursor().execute("SELECT 1")
             yield
@@ -159,7 +159,7 @@ class LibSQLServer:
 
     def clean(self) -> None:
         self._is_filled = False
-        with contextlib.closing(self._connect()) as connection:
+        with contextlib.closing(self.connect()) as connection:
             cursor = connection.cursor()
             cursor.execute(
                 "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid DESC"
@@ -171,7 +171,7 @@ class LibSQLServer:
         if self.embedded is not None:
             self.embedded.close()
 
-    def _connect(self, read_timeout: float = 20) -> hrana.Connection:
+    def connect(self, read_timeout: float = 20) -> hrana.Connection:
         url = make_url(self._url)
         token = str(url.query.get("authToken", ""))
         scheme = "https" if url.query.get("secure") == "true" else "http"

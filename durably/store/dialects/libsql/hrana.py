@@ -156,7 +156,7 @@ class Connection:
         """Roll back; what the server has taken away, it has rolled back already."""
         try:
             self._end("ROLLBACK")
-        except Error as error:
+        except OperationalError as error:
             if not error.is_disconnect:
                 raise
 
