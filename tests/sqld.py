@@ -17,6 +17,7 @@ from sqlalchemy import make_url
 
 from durably import Durably
 from durably.store.dialects.libsql import hrana
+from durably.store.dialects.libsql.wire import LOST
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ class Sqld:
         with contextlib.closing(hrana.connect(self.address)) as connection:
             try:
                 connection.cursor().execute("SELECT 1")
-            except hrana.Error:
-                return False
+            except hrana.Error as error:
+                return error.code != LOST  # it may want a token
         return True
 
 

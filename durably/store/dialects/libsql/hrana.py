@@ -7,16 +7,15 @@ server only while a transaction is open: nothing is left that could expire betwe
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
-import select
-import socket
-import ssl
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from durably.store.dialects.libsql.line import Line
 from durably.store.dialects.libsql.pep249 import (
     Answer,
     Binary,
@@ -88,20 +87,22 @@ class Connection:
 
     def __init__(self, url: str, *, auth_token: str = "", connect_timeout: float = 5, read_timeout: float = 30) -> None:
         parts = urlsplit(url)
-        self._is_secure = parts.scheme == "https"
-        self._host = parts.hostname or ""
-        self._port = parts.port
-        self._path = f"{parts.path.rstrip('/')}/v3/pipeline"
-        self._headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"}
         if auth_token:
-            self._headers["Authorization"] = f"Bearer {auth_token}"
-        self._connect_timeout = connect_timeout
-        self.read_timeout = read_timeout
+            headers["Authorization"] = f"Bearer {auth_token}"
+        self._host = parts.hostname or ""
+        self._line = Line(
+            (self._host, parts.port),
+            f"{parts.path.rstrip('/')}/v3/pipeline",
+            headers,
+            is_secure=parts.scheme == "https",
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+        )
         self.autocommit = False  # SQLAlchemy's isolation level AUTOCOMMIT: it begins nothing by itself
         self.name: Final = uuid4().hex
         self.transactions = 0
         self.requests = 0
-        self._http: http.client.HTTPConnection | None = None
         self._pid = os.getpid()
         self._baton: str | None = None
         self._deferred: list[dict[str, Any]] = []
@@ -192,14 +193,18 @@ class Connection:
         requests: list[dict[str, Any]] = [{"type": "batch", "batch": {"steps": steps}}]
         requests.append({"type": "get_autocommit"} if keeps else {"type": "close"})
         batch, state = self._send(requests)
-        if batch["type"] != "ok":
-            raise self._refused(batch["error"])
-        result = batch["response"]["result"]
-        if state["type"] != "ok" or (keeps and state["response"]["is_autocommit"]):
+        is_over = state["type"] != "ok" or not keeps or state["response"]["is_autocommit"]
+        if is_over:
             self._release()
-        for error in result["step_errors"]:
-            if error:
-                raise self._refused(error)
+        if batch["type"] == "ok":
+            result = batch["response"]["result"]
+            error = next(filter(None, result["step_errors"]), None)
+        else:
+            error = batch["error"]
+        if error:
+            if is_over and keeps:
+                self._deferred = deferred  # it has not begun: what comes next may not be committed by itself
+            raise self._refused(error)
         results: list[dict[str, Any]] = result["step_results"][len(deferred) :]
         return results
 
@@ -222,17 +227,17 @@ class Connection:
         body = json.dumps({"baton": self._baton, "requests": requests}, separators=(",", ":")).encode()
         self.requests += 1
         try:
-            connection = self._connected()
-            connection.request("POST", self._path, body, self._headers)
-            response = connection.getresponse()
-            content = response.read()
+            status, content = self._line.post(body)
         except (OSError, http.client.HTTPException) as error:
+            baton = self._baton
             self._drop()
+            if baton is not None:
+                self._give_up(baton)
             reason = str(error) or type(error).__name__
             raise OperationalError(f"no answer from {self._host}: {reason}", LOST, is_disconnect=True) from error
-        if response.status != _OK:
+        if status != _OK:
             self._drop()
-            raise http_error(response.status, content)
+            raise http_error(status, content)
         try:
             answer = json.loads(content)
             self._baton = answer["baton"]
@@ -242,29 +247,12 @@ class Connection:
             raise OperationalError(f"not an answer of a libSQL server: {error!r}", LOST, is_disconnect=True) from error
         return results
 
-    def _connected(self) -> http.client.HTTPConnection:
-        """Give the socket, or a new one where the server has closed it meanwhile."""
-        connection = self._http
-        # It has nothing to say between requests: what can be read is the end.
-        if connection is not None and connection.sock is not None and _can_be_read(connection.sock):
-            connection.close()
-        if connection is None or connection.sock is None:
-            connection = self._http = self._connect()
-        connection.sock.settimeout(self.read_timeout)
-        return connection
-
-    def _connect(self) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection
-        if self._is_secure:
-            context = ssl.create_default_context()
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=self._connect_timeout, context=context
-            )
-        else:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._connect_timeout)
-        connection.connect()
-        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
+    def _give_up(self, baton: str) -> None:
+        """Close a stream whose last request may not have arrived: it would keep writers out for seconds."""
+        body = json.dumps({"baton": baton, "requests": [{"type": "close"}]}).encode()
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            self._line.post(body, hurried=True)
+        self._line.close()
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -278,17 +266,9 @@ class Connection:
     def _drop(self) -> None:
         """Forget the stream and the socket; closing it takes nothing from a parent, which has its own descriptor."""
         self._baton = None
-        if self._http is not None:
-            self._http.close()
-            self._http = None
+        self._line.close()
 
 
 def connect(url: str, *, auth_token: str = "", connect_timeout: float = 5, read_timeout: float = 30) -> Connection:
     """Make a `Connection`."""
     return Connection(url, auth_token=auth_token, connect_timeout=connect_timeout, read_timeout=read_timeout)
-
-
-def _can_be_read(connection: socket.socket) -> bool:
-    poll = select.poll()  # select() does not take descriptors beyond 1023
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(0))
