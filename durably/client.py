@@ -179,8 +179,8 @@ class Durably:
         Returns:
             The number of runs executed.
         """
-        if max_runs is not None and (isinstance(max_runs, bool) or max_runs < 0):
-            raise ValidationError("max_runs", f"{max_runs!r} is no integer from 0")
+        if max_runs is not None:
+            _check_count("max_runs", max_runs)
         Upkeep(self.database, self.settings, self.emitter, lambda _part, _error: None).recover_stale(0.0, at_start=True)
         return self.in_process.process(most_runs=max_runs)
 
@@ -233,9 +233,9 @@ class Durably:
         statuses = _as_tuple(status)
         if unknown := next((s for s in statuses if s not in STATUSES), None):
             raise ValidationError("status", f"{unknown!r} is none of {', '.join(STATUSES)}")
-        for field, number in (("limit", limit), ("offset", offset)):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
-                raise ValidationError(field, f"{number!r} is no integer from 0")
+        _check_count("offset", offset)
+        if limit is not None:
+            _check_count("limit", limit)
         if before is not None and offset:
             raise ValidationError("before", "not together with offset: both say where the page begins")
         checked = check_labels(labels)
@@ -363,9 +363,13 @@ class Durably:
 
         Returns:
             How many were deleted.
+
+        Raises:
+            ValidationError: On `older_than` or `limit`.
         """
         import datetime as dt
 
+        _check_count("limit", limit)
         if isinstance(older_than, dt.datetime):
             if older_than.tzinfo is None:
                 raise ValidationError("older_than", "a datetime without a time zone; give an aware one")
@@ -484,6 +488,11 @@ create_durably = Durably
 
 def _facts(run: Run) -> dict[str, Any]:
     return {"run_id": run.id, "job_name": run.job_name, "labels": run.labels}
+
+
+def _check_count(field: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValidationError(field, f"{number!r} is no integer from 0")
 
 
 def _as_tuple(one_or_many: Any) -> tuple[Any, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import threading
 import time
+import traceback
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,6 +24,24 @@ def after_fork_in_child(method: Callable[[], None]) -> None:
 def around_forks(before: Callable[[], None], in_parent: Callable[[], None], in_child: Callable[[], None]) -> None:
     """Call *before* in the parent before each fork, then *in_parent* there and *in_child* in the child; all bound."""
     os.register_at_fork(before=_weakly(before), after_in_parent=_weakly(in_parent), after_in_child=_weakly(in_child))
+
+
+def end_if_forked(process: int) -> None:
+    """
+    End this process if it is a child of *process*, in the `finally` of a call that may have forked it.
+
+    What follows the call is the parent's to do: the child has a copy of its event loop and of its connections, but
+    none of its threads, and would wait for ever. Its exit code is 1 if an exception is on its way, else 0.
+    """
+    if os.getpid() == process:
+        return
+    error = sys.exc_info()[1]
+    with contextlib.suppress(Exception):
+        if error is not None:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0 if error is None else 1)
 
 
 class ForkGate:

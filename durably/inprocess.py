@@ -42,14 +42,18 @@ class InProcessWorkers:
             SchemaOutdatedError, SchemaTooNewError: Nothing is migrated by itself.
         """
         self._forget_the_parents()
+        app = self._durably
+        app.database.read(lambda _connection: None)
         with self._lock:
             if self._started is not None:
                 return
-            app = self._durably
-            app.database.read(lambda _connection: None)
-            local = LocalWorker(app.database, app.registry, app.settings, app.emitter)
+            local = self._started = LocalWorker(app.database, app.registry, app.settings, app.emitter)
+        try:
+            # Not under the lock: a handler of worker:start may call what takes it.
             local.start()
-            self._started = local
+        except BaseException:
+            self._forget(local)
+            raise
 
     def stop(self, timeout: float | None) -> None:
         """
@@ -67,6 +71,9 @@ class InProcessWorkers:
         if local.is_loop_thread():
             raise UsageError("stop() would wait for itself on the worker's event loop; use `await astop()`")
         local.stop(timeout)
+        self._forget(local)
+
+    def _forget(self, local: LocalWorker) -> None:
         with self._lock:
             if self._started is local:
                 self._started = None

@@ -136,23 +136,26 @@ def result_codec(fn: Callable[..., Any]) -> Codec:
         return PLAIN
     code = getattr(fn, "__code__", None)
     # A function defined within a job is new in each run, its code object is not.
-    return _codec_of_return(_ByCode(code, fn)) if code is not None else _codec(_hints(fn)["return"], "output")
+    if code is None:
+        return _codec(_hints(fn)["return"], "output")
+    return _codec_of_return(_ByCode(code, annotations["return"], fn))
 
 
 class _ByCode:
-    """A function that equals every other made from the same source."""
+    """A function that equals every other made from the same source, and said to return the same."""
 
-    __slots__ = ("code", "fn")
+    __slots__ = ("code", "fn", "returned")
 
-    def __init__(self, code: Any, fn: Callable[..., Any]) -> None:
+    def __init__(self, code: Any, returned: Any, fn: Callable[..., Any]) -> None:
         self.code = code
+        self.returned = returned
         self.fn = fn
 
     def __hash__(self) -> int:
         return id(self.code)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByCode) and self.code is other.code
+        return isinstance(other, _ByCode) and self.code is other.code and bool(self.returned == other.returned)
 
 
 @lru_cache(maxsize=1024)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 from durably.worker.doorbell import Doorbell
@@ -63,7 +63,7 @@ class LocalWorker:
         try:
             self._began.result()
         except BaseException:
-            self._keeper.stop()
+            self._stop_keeper()
             self._keep()
             raise
         self._keeping.start()
@@ -75,17 +75,21 @@ class LocalWorker:
         Args:
             timeout: Seconds after which held runs are released at their next step boundary; None waits for their end.
         """
+        wait([self._began])  # who is still starting it would not hear
         self._tell_worker(release=False)
         if not self._ended.wait(timeout):
             self._tell_worker(release=True)
             self._ended.wait()
+        self._stop_keeper()
+        for thread in (self._working, self._keeping):
+            if thread is not threading.current_thread() and thread.is_alive():
+                thread.join()
+
+    def _stop_keeper(self) -> None:
         with self._lock:  # several may be stopping it, and the keeper's end closes what its stop writes to
             if not self._is_keeper_told:
                 self._is_keeper_told = True
                 self._keeper.stop()
-        for thread in (self._working, self._keeping):
-            if thread is not threading.current_thread() and thread.is_alive():
-                thread.join()
 
     def is_loop_thread(self) -> bool:
         """Whether this call comes from the worker's event loop."""

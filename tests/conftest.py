@@ -26,9 +26,15 @@ def pytest_unconfigure() -> None:
     databases.close()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On another dialect than SQLite, run what has to do with a database; the rest has run before."""
+    if databases.chosen == "sqlite":
+        return
+    chosen = [item for item in items if "url" in getattr(item, "fixturenames", ()) or "e2e" in item.path.parts]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
     for item in items:
-        if databases.chosen != "sqlite" and (mark := item.get_closest_marker("sqlite_only")):
+        if mark := item.get_closest_marker("sqlite_only"):
             item.add_marker(pytest.mark.skip(reason=f"SQLite only: {mark.args[0]}"))
         if databases.chosen in databases.POLLING and item.get_closest_marker("wakes"):
             item.add_marker(pytest.mark.skip(reason="only polling tells"))

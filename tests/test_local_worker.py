@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 
-from durably import AsyncStep, Durably, Progress, StepContext, UsageError, ValidationError, define_job
+from durably import (
+    AsyncStep,
+    Cancelled,
+    Durably,
+    LeaseLost,
+    Progress,
+    Released,
+    StepContext,
+    UsageError,
+    ValidationError,
+    define_job,
+)
 from durably.local import LocalWorker
 from durably.store import workers
 from durably.store.committer import Committer
@@ -231,9 +242,9 @@ def test_process_until_idle_stops_at_max_runs_and_counts(app: Durably) -> None:
     assert app.process_until_idle(max_runs=2) == 2
     assert asyncio.run(app.aprocess_until_idle()) == 3
     assert app.process_until_idle() == 0
-    for bad in (-1, True):
+    for bad in (-1, True, "3", 1.5):
         with pytest.raises(ValidationError, match="max_runs"):
-            app.process_until_idle(max_runs=bad)
+            app.process_until_idle(max_runs=bad)  # type: ignore[arg-type]
 
 
 def test_process_until_idle_executes_what_its_runs_trigger(app: Durably) -> None:
@@ -610,8 +621,93 @@ def test_an_end_that_the_database_refuses_for_a_while_is_written_when_it_does_no
 
     app.start()
     run = job.trigger(None, concurrency_key="k")
-    eventually(lambda: [e for e in heard if e.context == "finish"])
+    eventually(lambda: [e for e in heard if e.context == "write"])
     refuse.clear()
     ended = app.wait_for_run(run.id, timeout=20)
     assert (ended.output, ended.generation, ended.interruptions) == ("done", 1, 0)
-    assert len([e for e in heard if e.context == "finish"]) == 1
+    assert len([e for e in heard if e.context == "write"]) == 1
+
+
+def test_a_checkpoint_that_the_database_refuses_for_a_while_fails_neither_step_nor_run(
+    app: Durably, either: Wrap
+) -> None:
+    # contract 184
+    heard = hear(app, "worker:error")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def block() -> int:
+        begun.set()
+        assert go_on.wait(10)
+        return 3
+
+    async def body(step: Any, input: None) -> Any:
+        return await step.run("step", block) + await step.run("next", lambda: 1)
+
+    run = app.register(define_job("job", either(body))).trigger()
+    app.start()
+    assert begun.wait(10)
+    sql(app, "ALTER TABLE durably_steps RENAME TO hidden")
+    try:
+        go_on.set()
+        assert [e.run_id for e in eventually(lambda: [e for e in heard if e.context == "write"])] == [run.id]
+        assert sql(app, "SELECT status FROM durably_runs")[0].status == "running"
+    finally:
+        sql(app, "ALTER TABLE hidden RENAME TO durably_steps")
+    ended = app.wait_for_run(run.id, timeout=20)
+    assert (ended.output, ended.generation, ended.completed_step_count) == (4, 1, 2)
+    assert [(s.name, s.status, s.attempt) for s in app.get_steps(run.id)] == [
+        ("step", "completed", 1),
+        ("next", "completed", 1),
+    ]
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize("raised", [Cancelled, LeaseLost, Released])
+@pytest.mark.parametrize("within", ["a step", "the job"])
+def test_control_flow_that_a_job_makes_itself_fails_its_run_as_any_exception(
+    app: Durably, either: Wrap, raised: type[BaseException], within: str
+) -> None:
+    # contract 39c
+    def throw() -> None:
+        raise raised("by myself")
+
+    async def body(step: Any, input: None) -> None:
+        if within == "a step":
+            await step.run("step", throw)
+        throw()
+
+    heard = hear(app)
+    run = app.register(define_job("job", either(body))).trigger(concurrency_key="k")
+    assert app.process_until_idle(max_runs=3) == 1
+    failed = read(app, run)
+    assert (failed.status, failed.error_type, failed.error) == ("failed", raised.__name__, "by myself")
+    assert not {"run:cancel", "run:release", "worker:error", "step:cancel"} & set(types(heard))
+
+
+def test_a_handler_of_the_workers_start_may_call_the_instance(app: Durably) -> None:
+    # contract 8, 153
+    done: list[str] = []
+    run = app.register(define_job("job", give_back)).trigger()
+    app.on("worker:start", lambda _event: done.append(app.cancel(run.id).status))
+    app.start()
+    assert done == ["cancelled"]
+    app.stop()
+
+
+def test_a_stop_while_another_thread_starts_ends_the_worker(app: Durably) -> None:
+    # contract 153, 157
+    starting, go_on = threading.Event(), threading.Event()
+
+    def hold(_event: Any) -> None:
+        starting.set()
+        assert go_on.wait(10)
+
+    app.on("worker:start", hold)
+    with ThreadPoolExecutor(2) as threads:
+        started = threads.submit(app.start)
+        assert starting.wait(10)
+        stopped = threads.submit(app.stop)
+        go_on.set()
+        started.result(10)
+        stopped.result(10)
+    assert states(app) == ["stopped"]

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import inspect, make_url, text
+from sqlalchemy import event, inspect, make_url, text
 
 from durably import DatabaseUnavailableError, Durably, StepContext, ValidationError, define_job
-from durably.store import claims, runs, workers
+from durably.ids import new_id
+from durably.store import claims, runs, triggers, workers
 from durably.store.migrations import current_revision
 from durably.store.tables import REVISION
 from tests.cable import Cable
@@ -229,6 +230,56 @@ def test_a_worker_whose_commits_are_cut_off_goes_on_as_if_nothing_had_been(
     assert [len(app.get_logs(run_id)) for run_id in ids] == [3] * 20
     eventually(lambda: len([e for e in heard if e.type == "run:complete"]) == 20)
     assert not [e for e in heard if e.type == "worker:error" and e.context == "lease-lost"]
+
+
+def test_a_trigger_that_finds_a_run_which_somebody_deletes_is_answered_with_it(
+    pg_url: str, make: Callable[..., Durably]
+) -> None:
+    # contract 106, 183
+    app, other = make(pg_url), make(pg_url)
+    handle = app.register(define_job("job", lambda _step, _input: None))
+    first = handle.trigger(idempotency_key="k")
+    app.process_until_idle()
+    looked: list[str] = []
+
+    def delete_once_found(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "idempotency_key =" in statement and not looked:
+            looked.append(statement)
+            other.delete_run(first.id)
+
+    event.listen(app.database.engine(), "after_cursor_execute", delete_once_found)
+    again = handle.trigger(idempotency_key="k")
+    assert (again.id, again.disposition, again.status) == (first.id, "idempotent", "completed")
+    assert looked
+    assert app.get_run(first.id) is None
+
+
+def test_a_claim_that_loses_a_key_to_another_takes_the_runs_behind_it(
+    server: PostgreSQLServer, pg_url: str, make: Callable[..., Durably]
+) -> None:
+    # contract 48, 160
+    app, other = make(pg_url), make(pg_url)
+    handle = app.register(define_job("job", lambda _step, _input: None))
+    same_key, behind = handle.trigger(concurrency_key="k"), handle.trigger()
+    winner = add_worker(app, "job")
+    waiting = (
+        f"SELECT 1 FROM pg_stat_activity WHERE datname = '{make_url(pg_url).database}' AND wait_event = 'transactionid'"
+    )
+    with ThreadPoolExecutor(1) as thread:
+        with other.database.writing() as connection:
+            taken = triggers.trigger(
+                connection,
+                [triggers.NewRun(id=new_id(), job_name="job", input="null", concurrency_key="k")],
+                other.database.dialect.lock,
+            )[0]
+            connection.execute(
+                text("UPDATE durably_runs SET status = 'running', generation = 1, worker_id = :worker WHERE id = :id"),
+                {"worker": winner, "id": taken.id},
+            )
+            executed = thread.submit(app.process_until_idle)
+            eventually(lambda: server.execute(waiting))
+        assert executed.result(20) == 1
+    assert [read(app, run).status for run in (same_key, behind)] == ["pending", "completed"]
 
 
 def test_of_two_that_wait_for_each_other_the_victim_is_tried_again(pg_url: str, make: Callable[..., Durably]) -> None:

@@ -443,6 +443,17 @@ def test_a_cutoff_that_is_none_is_refused(app: Durably, older_than: Any) -> None
     assert len(app.get_runs()) == 1
 
 
+@pytest.mark.parametrize("limit", [-1, True, "3", 1.5, None])
+def test_a_limit_that_is_none_is_refused(app: Durably, limit: Any) -> None:
+    # contract 27, 129
+    end(app, [100])
+    with pytest.raises(ValidationError) as refused:
+        app.purge_runs(older_than=60, limit=limit)
+    assert refused.value.field == "limit"
+    assert app.purge_runs(older_than=60, limit=0) == 0
+    assert len(app.get_runs()) == 1
+
+
 def test_a_run_that_has_not_ended_is_never_purged_however_old(app: Durably) -> None:
     # contract 130
     handle = app.register(define_job("job", give_back))

@@ -223,6 +223,23 @@ def test_the_return_annotation_is_the_steps_type_and_output_goes_before_it(app: 
     assert run_job(app, either(body)).output == ["(1, 2)", "[1, 2]", "[1, 2]"]
 
 
+def test_functions_of_one_source_have_the_types_that_each_was_made_with(app: Durably, either: Wrap) -> None:
+    # contract 75
+    def loader(kind: Any, value: Any) -> Any:
+        def load() -> kind:
+            return value
+
+        load.__annotations__["return"] = kind  # as it is without `from __future__ import annotations`
+        return load
+
+    async def body(step: Any, _input: Any) -> Any:
+        pair = await step.run("pair", loader(tuple[int, int], (1, 2)))
+        number = await step.run("number", loader(Decimal, Decimal("1.5")))
+        return [repr(value) for value in (pair, number)]
+
+    assert run_job(app, either(body)).output == ["(1, 2)", "Decimal('1.5')"]
+
+
 def test_a_result_that_cannot_be_encoded_fails_the_step_with_the_path_inside_the_value(
     app: Durably, either: Wrap
 ) -> None:
@@ -567,17 +584,39 @@ def test_steps_may_run_in_threads_of_a_synchronous_job(app: Durably) -> None:
 
 @pytest.mark.parametrize("ending", [Cancelled, LeaseLost, Released])
 def test_control_flow_inside_a_group_outweighs_ordinary_errors(
-    app: Durably, either: Wrap, ending: type[BaseException]
+    app: Durably, either: Wrap, ending: type[Any]
 ) -> None:
     # contract 85
-    async def body(step: Any, _input: Any) -> Any:
-        nested = BaseExceptionGroup("inner", [ending("from outside"), KeyError("x")])
-        raise BaseExceptionGroup("outer", [ValueError("ordinary"), nested])
+    stopping = threading.Thread(target=app.stop, args=(0.0,))
+    caught: list[type[BaseException]] = []
 
-    run = run_job(app, either(body))
-    # Nobody cancelled, took or released the run: what is told here is that it did not fail.
-    assert run.status == ("pending" if ending is Released else "running")
-    assert run.error is None
+    async def body(step: Any, _input: Any) -> Any:
+        def end() -> None:
+            if ending is Cancelled:
+                app.cancel(step.run_id)
+            elif ending is LeaseLost:
+                sql(app, "UPDATE durably_runs SET generation = generation + 1")
+            else:
+                stopping.start()
+                assert step.cancelled.wait(10)
+
+        try:
+            await step.run("end", end)
+        except BaseException as error:
+            caught.append(type(error))
+            nested = BaseExceptionGroup("inner", [error, KeyError("x")])
+            raise BaseExceptionGroup("outer", [ValueError("ordinary"), nested]) from None
+
+    run = app.register(define_job("job", either(body))).trigger()
+    app.start()
+    eventually(lambda: caught)
+    app.stop()
+    assert caught == [ending]
+    ended = read(app, run)
+    assert ended.status == {Cancelled: "cancelled", LeaseLost: "running", Released: "pending"}[ending]
+    assert ended.error is None
+    if stopping.ident is not None:
+        stopping.join()
 
 
 def test_a_blocking_step_of_an_async_job_holds_up_no_other_run(make_app: AppMaker) -> None:
@@ -808,6 +847,32 @@ def test_a_step_cut_off_by_the_jobs_own_time_out_can_be_run_again(app: Durably) 
 
     run = run_job(app, job)
     assert (run.output, run.error) == ("quicker", None)
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_a_step_that_nobody_awaits_fails_the_run_and_is_named(app: Durably, *, returns: bool) -> None:
+    # contract 70a, 185
+    async def forgetful(step: AsyncStep, input: Any) -> Any:
+        await step.run("first", lambda: 1)
+        forgotten = step.run("second", lambda: 2)
+        return forgotten if returns else None
+
+    run = run_job(app, forgetful)
+    assert (run.status, run.error_type) == ("failed", "UsageError")
+    assert run.error is not None
+    assert "await step.run('second'" in run.error
+    assert [step.name for step in app.get_steps(run.id)] == ["first"]
+
+
+def test_a_step_that_was_cancelled_before_it_began_is_none_that_was_forgotten(app: Durably) -> None:
+    # contract 70a
+    async def changing_its_mind(step: AsyncStep, input: Any) -> int:
+        task = asyncio.create_task(step.run("never", lambda: 1))
+        task.cancel()
+        await asyncio.wait([task])
+        return await step.run("instead", lambda: 2)
+
+    assert run_job(app, changing_its_mind).output == 2
 
 
 def test_the_duration_of_a_step_is_its_own(app: Durably) -> None:

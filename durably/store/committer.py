@@ -43,6 +43,8 @@ _Order: TypeAlias = "tuple[Intent, Waiter]"
 # Enough to share one fsync among all runs of a busy worker; a bound on how long one transaction holds the others up.
 _LARGEST_BATCH: Final = 512
 _FIRST_PAUSE_SECONDS: Final = 0.01
+# Of one claim: each is another key that another worker took while this claim waited for it.
+_MOST_CONFLICTS: Final = 8
 _SECONDS_BETWEEN_RINGS: Final = 0.01
 _OTHERS_WAIT_FOR: Final = (Completion, Failure, Release)
 
@@ -155,6 +157,7 @@ class Committer:
     def _commit(self, batch: list[_Order], *, and_what_waits: bool) -> None:
         """Write *batch*, waiting out what is transient; if it fails for good, find the culprit one by one."""
         attempts: Attempts[list[Any]] = Attempts()
+        conflicts = 0
         while True:
             try:
                 answers = self._write(batch, attempts, and_what_waits=and_what_waits)
@@ -167,7 +170,10 @@ class Committer:
                     for order in batch:
                         self._commit([order], and_what_waits=False)
                 elif isinstance(error, IntegrityError) and isinstance(batch[0][0], Claim):
-                    # Another worker took the same concurrency key in this moment: nothing was claimable.
+                    # Another worker took the same concurrency key in this moment; now that can be seen.
+                    conflicts += 1
+                    if conflicts < _MOST_CONFLICTS:
+                        continue
                     _resolve([(batch[0][1], [], None)])
                 else:
                     _resolve([(batch[0][1], None, unavailable(error, self._database.dialect))])

@@ -91,7 +91,8 @@ def trigger(connection: Connection, wanted: Sequence[NewRun], lock: Lock) -> lis
     """
     for key in sorted({key for new in wanted for key in _keys_looked_for(new)}):  # one order for all: no deadlock
         lock(connection, key)
-    answers: list[tuple[str, Disposition]] = []
+    # Answered with as they were found: where writers do not exclude each other, they may be gone by the end.
+    found: list[tuple[Row[Any] | None, Disposition]] = []
     fresh: list[NewRun] = []
     for new in wanted:
         if new.idempotency_key is not None or new.coalesce is not None:
@@ -99,12 +100,15 @@ def trigger(connection: Connection, wanted: Sequence[NewRun], lock: Lock) -> lis
             _insert(connection, fresh)
             fresh = []
         existing, disposition = _find_existing(connection, new)
-        answers.append((existing.id if existing else new.id, disposition))
+        found.append((existing, disposition))
         if existing is None:
             fresh.append(new)
     _insert(connection, fresh)
-    found = _fetch(connection, [run_id for run_id, _ in answers])
-    return [to_run(found[run_id], disposition=disposition) for run_id, disposition in answers]
+    created = _fetch(connection, [new.id for new, (row, _) in zip(wanted, found, strict=True) if row is None])
+    return [
+        to_run(created[new.id] if row is None else row, disposition=disposition)
+        for new, (row, disposition) in zip(wanted, found, strict=True)
+    ]
 
 
 def read_original(connection: Connection, run_id: str) -> NewRun:

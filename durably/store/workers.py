@@ -134,8 +134,12 @@ def close(connection: Connection, worker_id: str) -> bool:
 
 
 _of_others: Final = func.coalesce(workers.c.supervisor_id, "") != bindparam("mine")
-_silent: Final = select(workers.c.id).where(
-    workers.c.state == "alive", workers.c.heartbeat_at < now() - bindparam("threshold"), _of_others
+# Locked, so that it waits for whatever a heartbeat would wait for: see Upkeep's judgement of others.
+_silent: Final = (
+    select(workers.c.id)
+    .where(workers.c.state == "alive", workers.c.heartbeat_at < now() - bindparam("threshold"), _of_others)
+    .order_by(workers.c.id)
+    .with_for_update(key_share=True)
 )
 _on_host: Final = select(workers.c.id, workers.c.process_key).where(
     workers.c.state == "alive", workers.c.process_key.like(bindparam("machine"), escape="\\"), _of_others

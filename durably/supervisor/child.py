@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -89,6 +90,9 @@ def run_child(plan: Plan) -> None:
         role="keeper" if plan.worker_id is None else "worker",
         worker_id=plan.worker_id,
     )
+    with contextlib.suppress(OSError):
+        # For programs that jobs start: standard output is the log's, and takes nothing but its lines.
+        os.dup2(2, 1)
     forward_standard_logging(outbox.send_record, lambda: {"process": me, **log_context()})
     forward_stdout(outbox.send_record, lambda: {"process": me, **log_context()})
     if url := plan.overrides.get("dialect_url"):

@@ -201,12 +201,18 @@ class Nursery:
         channel.keep_reading_end()
         if orders is not None:
             orders.keep_writing_end()
+        try:
+            handle = _handle_of(process)
+        except OSError:  # nobody could tell when it ends
+            process.kill()
+            process.join()
+            raise
         child = Child(
             id=child_id,
             is_keeper=keeper,
             process=process,
             pid=process.pid,
-            handle=_handle_of(process),
+            handle=handle,
             channel=channel,
             orders=orders,
             stacks=stacks,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from durably.codec import Codec
     from durably.emitter import Emitter
-    from durably.errors import Reason
+    from durably.errors import DatabaseUnavailableError, Reason
     from durably.store.claims import ClaimedRun
     from durably.store.committer import Committer
 
@@ -86,6 +86,9 @@ class Host(Protocol):
     def is_cut_off(self) -> bool:
         """Whether no heartbeat was accepted for stale_threshold."""
 
+    async def keep_writing(self, intent: Fenced, refusal: DatabaseUnavailableError) -> Verdict:
+        """Try what the database has refused to write again. On the worker's loop."""
+
 
 class Execution:
     """
@@ -135,7 +138,10 @@ class Execution:
             value = yield Call(name, fn, args)
             encoded = encode_step(codec, value, name, self.host.max_payload_bytes)
         except ControlFlow:
-            self._abandon(attempt)
+            if self.token.is_set():
+                self._abandon(attempt)
+            else:  # the job's own: see `durably.worker.outcome.call_job`
+                self._end(attempt)
             raise
         except Exception as error:
             yield from self._fail(attempt, error)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from durably.errors import ControlFlow
+from durably.forks import end_if_forked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import TracebackType
 
 T = TypeVar("T")
@@ -38,25 +40,27 @@ def type_name(error: BaseException) -> str:
     return kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def find_control_flow(error: BaseException) -> ControlFlow | None:
-    """Find what ended a run from outside, also inside a group, where it outweighs ordinary errors."""
-    return next(_control_flows(error), None)
-
-
-def _control_flows(error: BaseException) -> Iterator[ControlFlow]:
-    if isinstance(error, ControlFlow):
-        yield error
-    elif isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:
-            yield from _control_flows(part)
+def has_control_flow(error: BaseException) -> bool:
+    """Tell what ends a run from outside, also inside a group, where it outweighs ordinary errors."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(has_control_flow(part) for part in error.exceptions)
+    return isinstance(error, ControlFlow)
 
 
 def call_plain(fn: Callable[..., T], *args: Any) -> T:
-    """Call *fn*; what generators and tasks take for their own end becomes a RuntimeError, as Python does."""
+    """
+    Call *fn*; what generators and tasks take for their own end becomes a RuntimeError, as Python does.
+
+    Returns:
+        In this process only: a child that *fn* has forked, and that gets here, ends.
+    """
+    process = os.getpid()
     try:
         return fn(*args)
     except (StopIteration, GeneratorExit) as error:
         raise RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised {type(error).__name__}") from error
+    finally:
+        end_if_forked(process)
 
 
 def _message(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from durably import events
 from durably.codec import read_json
-from durably.errors import DurablyError, LeaseLost, Released
+from durably.errors import DatabaseUnavailableError, DurablyError
 from durably.store import workers as worker_rows
 from durably.store.committer import Committer
 from durably.store.fence import find_lost
@@ -301,38 +301,33 @@ class Worker:
                 return Completion(**fence, output=output.text, drop_outputs=not self._settings.preserve_steps)
             case Raised(description):
                 return Failure(**fence, **description._asdict())
-            case Ended(Released()):
+            case Ended():
                 return Release(**fence)
-            case Ended(by):
-                execution.lose("lease_lost" if isinstance(by, LeaseLost) else "cancelled")
-        return None
 
-    async def _until_written(self, execution: Execution, end: Fenced, verdict: asyncio.Future[Any]) -> Verdict:
+    async def keep_writing(self, intent: Fenced, refusal: DatabaseUnavailableError) -> Verdict:
         """
-        Await the commit of a run's end, trying again for as long as the worker lives.
+        Try what the database has refused to write again, for as long as the worker lives.
 
         What the dialect does not call transient may pass all the same, as a folder that was made read-only. To give up
-        would leave the run running, and its key taken, for as long as this healthy worker beats.
+        would make the database's trouble the outcome of a step, or leave an ended run running, and its key taken, for
+        as long as this healthy worker beats.
         """
-        pause, is_told = Pause(self._settings.polling_interval, 10 * self._settings.polling_interval), False
-        while True:
-            try:
-                return cast("Verdict", await verdict)
-            except DurablyError as error:
-                if self._mode == "lost":
-                    return "lease_lost"
-                if not is_told:
-                    self._tell_error("finish", error, execution.run.id)
-                is_told = True
+        self._tell_error("write", refusal, intent.run_id)
+        pause = Pause(self._settings.polling_interval, 10 * self._settings.polling_interval)
+        while self._mode != "lost":
             await asyncio.sleep(pause.next())
-            verdict = self._loop.create_future()
-            self.committer.submit(end, verdict)
+            with contextlib.suppress(DatabaseUnavailableError):
+                return cast("Verdict", await self.committer.ask(intent))
+        return "lease_lost"
 
     async def _tell_end(
         self, execution: Execution, outcome: Outcome, end: Fenced, verdict: asyncio.Future[Any]
     ) -> None:
         """Await the commit of a run's end and tell it; where it was refused, tell why the run is not ours."""
-        refused = await self._until_written(execution, end, verdict)
+        try:
+            refused: Verdict = await verdict
+        except DatabaseUnavailableError as error:
+            refused = await self.keep_writing(end, error)
         if refused is not None:
             execution.lose(refused)
             return

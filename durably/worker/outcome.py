@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from durably.codec import Encoded, Unfit, check_output
-from durably.errors import ControlFlow, ValidationError
+from durably.errors import ValidationError
+from durably.forks import end_if_forked
 from durably.worker.context import current_execution
-from durably.worker.failure import Description, call_plain, describe, find_control_flow
+from durably.worker.failure import Description, call_plain, describe, has_control_flow
 from durably.worker.step import AsyncStep, Step
 
 if TYPE_CHECKING:
@@ -36,9 +38,7 @@ class Raised:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The run was ended from outside."""
-
-    by: ControlFlow
+    """The run was ended from outside: its token has fired, and says why."""
 
 
 Outcome: TypeAlias = Returned | Raised | Ended
@@ -66,9 +66,9 @@ async def call_job(execution: Execution, executors: Executors) -> Outcome:
         # A result that was on its way when the run was lost goes no further than the fence.
         return Returned(check_output(execution.job.output, value, execution.host.max_payload_bytes))
     except BaseException as error:  # noqa: BLE001 - whatever the function raised is the run's outcome
-        control_flow = find_control_flow(error)
-        if control_flow is not None:
-            return Ended(control_flow)
+        # One that the job has made itself ends nothing: it is the job's failure as any exception is.
+        if execution.token.is_set() and has_control_flow(error):
+            return Ended()
         return Raised(describe(error), execution.failed_step(error))
 
 
@@ -76,11 +76,21 @@ async def _call(execution: Execution, executors: Executors) -> Any:
     job, loop = execution.job, asyncio.get_running_loop()
     value = _decode_input(execution)
     if job.is_async:
-        return await job.run(AsyncStep(execution, loop, executors.steps), value)
+        return await _call_async(execution, AsyncStep(execution, loop, executors.steps), value)
     context = contextvars.copy_context()
     return await loop.run_in_executor(
         executors.jobs, context.run, call_plain, job.run, Step(execution, loop, executors.steps), value
     )
+
+
+async def _call_async(execution: Execution, step: AsyncStep, value: Any) -> Any:
+    process = os.getpid()
+    try:
+        returned = await execution.job.run(step, value)
+    finally:
+        end_if_forked(process)
+    step.check_all_begun()
+    return returned
 
 
 def _decode_input(execution: Execution) -> Any:

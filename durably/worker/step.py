@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
+from durably.errors import DatabaseUnavailableError, UsageError
+from durably.forks import end_if_forked
 from durably.jobs import is_async_callable
 from durably.model import LogLevel, Progress
 from durably.worker.context import current_step
@@ -123,7 +127,11 @@ class Step(_Context):
             case Call(step_name, fn, args):
                 return contextvars.copy_context().run(self._call, step_name, fn, args)
             case Write(intent):
-                return self._execution.host.committer.ask_blocking(intent)
+                host = self._execution.host
+                try:
+                    return host.committer.ask_blocking(intent)
+                except DatabaseUnavailableError as error:
+                    return asyncio.run_coroutine_threadsafe(host.keep_writing(intent, error), self._loop).result()
             case Hold():
                 while self._execution.host.is_cut_off and not self.cancelled.wait(_HOLD_SECONDS):
                     pass
@@ -139,13 +147,21 @@ class Step(_Context):
 class AsyncStep(_Context):
     """The context of an asynchronous job. Its steps may run concurrently, by gather or in a TaskGroup."""
 
+    def __init__(self, execution: Execution, loop: asyncio.AbstractEventLoop, executor: Executor) -> None:
+        super().__init__(execution, loop, executor)
+        # What `run` has given and nobody has awaited yet, by the order of the calls. On the loop.
+        self._not_begun: dict[int, tuple[str, Coroutine[Any, Any, Any]]] = {}
+        self._calls = 0
+
     @overload
-    async def run(self, name: str, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any, output: Any = None) -> T: ...
+    def run(
+        self, name: str, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any, output: Any = None
+    ) -> Coroutine[Any, Any, T]: ...
     @overload
-    async def run(self, name: str, fn: Callable[..., T], *args: Any, output: Any = None) -> T: ...
-    async def run(self, name: str, fn: Callable[..., Any], *args: Any, output: Any = None) -> Any:
+    def run(self, name: str, fn: Callable[..., T], *args: Any, output: Any = None) -> Coroutine[Any, Any, T]: ...
+    def run(self, name: str, fn: Callable[..., Any], *args: Any, output: Any = None) -> Coroutine[Any, Any, Any]:
         """
-        Run a step, or give back what it returned when it completed in an earlier execution.
+        Run a step, or give back what it returned when it completed in an earlier execution; to be awaited.
 
         Args:
             name: Unique within the run; checkpoints are found by it.
@@ -153,7 +169,7 @@ class AsyncStep(_Context):
             output: The result's type; else fn's return annotation, else plain JSON data.
 
         Returns:
-            What *fn* returned, decoded from its stored form, once its checkpoint is committed.
+            When awaited, what *fn* returned, decoded from its stored form, once its checkpoint is committed.
 
         Raises:
             DuplicateStepError: The name was used already in this execution.
@@ -161,28 +177,54 @@ class AsyncStep(_Context):
             CheckpointError: A stored result does not fit the type any more.
             Cancelled, LeaseLost, Released: The run is no longer this worker's; let it pass.
         """
-        body = self._execution.step(name, fn, args, output)
+        self._calls += 1
+        step = self._run(self._calls, self._execution.step(name, fn, args, output))
+        self._not_begun[self._calls] = name, step
+        return step
+
+    async def _run(self, call: int, body: Generator[Request, Any, Any]) -> Any:
+        del self._not_begun[call]
         return await _drive_async(body, self._do)
+
+    def check_all_begun(self) -> None:
+        """
+        Make sure, at the job's end, that it has awaited its steps.
+
+        Raises:
+            UsageError: It has not; what such a step was to do has not been done.
+        """
+        # A task that was cancelled before its beginning has closed its coroutine.
+        forgotten = [(n, step) for n, step in self._not_begun.values() if getcoroutinestate(step) == CORO_CREATED]
+        for _, step in forgotten:
+            step.close()
+        if forgotten:
+            name = forgotten[0][0]
+            raise UsageError(f"step {name!r} did not run: write `await step.run({name!r}, ...)`")
 
     async def _do(self, request: Request) -> Any:
         match request:
             case Call(step_name, fn, args):
                 return await self._call(step_name, fn, args)
             case Write(intent):
-                return await self._execution.host.committer.ask(intent)
+                host = self._execution.host
+                try:
+                    return await host.committer.ask(intent)
+                except DatabaseUnavailableError as error:
+                    return await host.keep_writing(intent, error)
             case Hold():
                 while self._execution.host.is_cut_off and not self.cancelled.is_set():  # noqa: ASYNC110 - a clock decides
                     await asyncio.sleep(_HOLD_SECONDS)
         return None
 
     async def _call(self, step_name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        outer = current_step.set(step_name)
+        outer, process = current_step.set(step_name), os.getpid()
         try:
             if is_async_callable(fn):
                 return await fn(*args)
             context = contextvars.copy_context()
             return await self._loop.run_in_executor(self._executor, lambda: context.run(call_plain, fn, *args))
         finally:
+            end_if_forked(process)
             current_step.reset(outer)
 
 

@@ -110,7 +110,7 @@ class Upkeep:
             How many runs were recovered.
         """
         dead: dict[str, Ending] = dict.fromkeys(self._gone_from_this_machine(), "died")
-        # In a write transaction: who can read but not write has not reached the database as a heartbeat must.
+        # In a write transaction, with locks: who can only read has not reached the database as a heartbeat must.
         began = time.monotonic()
         silent = self._database.write(
             lambda c: workers.find_silent(c, self._settings.stale_threshold, except_of=self._supervisor_id)

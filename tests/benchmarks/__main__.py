@@ -7,10 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import cancel, idle, latency, recovery, relay, throughput
+from tests.benchmarks import cancel, dialects, idle, latency, recovery, relay, throughput
 from tests.benchmarks.common import Report
 
-_BENCHMARKS = (throughput, latency, cancel, recovery, idle, relay)
+_BENCHMARKS = (throughput, dialects, latency, cancel, recovery, idle, relay)
 
 
 def main() -> int:

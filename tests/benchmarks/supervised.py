@@ -32,8 +32,9 @@ class Supervised:
     A supervisor's life; ends with the `with` block.
 
     Args:
-        folder: For its database and its log.
+        folder: For its log, and for its database where that is a file.
         command: Which program; by default the smallest around `durably.Supervisor`.
+        url: Of a database that is there; None makes a file in the folder.
         until_idle: Whether that ends when nothing is pending or running.
         settings: Of durably, by name.
     """
@@ -43,11 +44,12 @@ class Supervised:
         folder: Path,
         *,
         command: tuple[str, ...] = _HOST,
+        url: str | None = None,
         until_idle: bool = False,
         **settings: object,
     ) -> None:
         folder.mkdir(exist_ok=True)
-        self.url = f"sqlite:///{folder / 'jobs.db'}"
+        self.url = url or f"sqlite:///{folder / 'jobs.db'}"
         self.log = folder / "log.jsonl"
         self._command = (*command, "until-idle") if until_idle else command
         self._environment = os.environ | {f"DURABLY_{k.upper()}": str(v) for k, v in settings.items()}

@@ -41,7 +41,7 @@ def measure(options: argparse.Namespace, report: Report, folder: Path) -> None:
         # The reference before and after, for the machine may have changed meanwhile.
         before = bare.runs_per_second(folder / "before.db", synchronous, runs[steps], steps)
         found = {
-            (kind, workers): _measure_one(
+            (kind, workers): measure_one(
                 folder / "jobs",
                 runs[steps],
                 f"{kind}-{steps}",
@@ -64,7 +64,16 @@ def measure(options: argparse.Namespace, report: Report, folder: Path) -> None:
     report.notes.append(f"events that did not reach the log: {lost}")
 
 
-def _measure_one(folder: Path, count: int, job: str, **settings: Any) -> dict[str, Any]:
+def measure_one(folder: Path, count: int, job: str, **settings: Any) -> dict[str, Any]:
+    """
+    Have a supervisor execute a backlog.
+
+    Args:
+        folder: Made here, and removed.
+        count: Runs of the backlog.
+        job: Its job.
+        settings: Of the supervisor, and `url`.
+    """
     supervised = Supervised(folder, until_idle=True, **settings)
     app = supervised.client()
     app.migrate()

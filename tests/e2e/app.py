@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,22 @@ async def talk(step: AsyncStep, word: str) -> str:
     step.log.info("stored", word=word)
     step.progress(1, 2, word)
     return word
+
+
+@durably.job("fork")
+def fork(step: StepContext, code: int) -> int:
+    """Fork a child that returns as its parent does, or raises; give its exit code."""
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        raise ValueError
+    return 0
+
+
+@durably.job("program")
+def program(step: StepContext, _: Any) -> None:
+    """Run a program that prints."""
+    step.run("program", lambda: subprocess.run(["echo", "printed by a program"], check=True).returncode)
 
 
 @durably.job("flood")

@@ -34,7 +34,7 @@ def wait_for_new_children(supervised: Supervised, known: set[int], count: int) -
 
 
 def test_a_worker_that_dies_while_the_database_is_away_is_reaped_then_and_recovered_later(tmp_path: Path) -> None:
-    # contract 155, 168
+    # contract 155, 163, 168
     settings: dict[str, Any] = {"heartbeat_interval": 0.2, "stale_threshold": 30, "database_timeout": 0.5}
     with Supervised(tmp_path, workers=2, **settings) as supervised:
         workers = supervised.until_ready(2)
@@ -52,12 +52,33 @@ def test_a_worker_that_dies_while_the_database_is_away_is_reaped_then_and_recove
             wait_for_new_children(supervised, known, 2)
             eventually(lambda: [e for e in supervised.events("worker:error") if e["context"] == "database"])
             assert not supervised.events("worker:exit")
+
+            def told_without_recovery() -> list[dict[str, Any]]:
+                return [e for e in supervised.events("supervisor:error") if e["context"] == "recovery"]
+
+            (death,) = [e for e in eventually(told_without_recovery) if f"(pid {victim})" in e["error"]]
+            assert "was killed by SIGKILL" in death["error"]
         # Of those that could not begin meanwhile it tells too.
         lost = held.worker_id
         (told,) = eventually(lambda: [e for e in supervised.events("worker:exit") if e["lost_worker"] == lost])
         assert (told["signal"], told["recovered"]) == ("SIGKILL", 1)
         ended = supervised.client.wait_for_run(run_id, timeout=20)
         assert (ended.interruptions, ended.attempt) == (1, 1)
+
+
+def test_a_keeper_that_waits_for_the_database_is_not_taken_for_one_that_hangs(tmp_path: Path) -> None:
+    # contract 168
+    settings: dict[str, Any] = {"heartbeat_interval": 0.2, "stale_threshold": 0.5, "database_timeout": 1.5}
+    with Supervised(tmp_path, workers=1, **settings) as supervised:
+        supervised.until_ready(1)
+        with databases().locked(supervised.url):
+
+            def told() -> list[dict[str, Any]]:
+                return [e for e in supervised.events("supervisor:error") if e["context"] == "recovery"]
+
+            eventually(told)
+        eventually(lambda: len(told()) == 2)  # and that it works again
+        assert not [e for e in supervised.events("supervisor:error") if e["context"] in ("silent", "keeper")]
 
 
 def test_the_supervisor_stops_in_time_while_the_database_is_away(tmp_path: Path) -> None:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from durably import Supervisor, define_job
+from durably.apps import load_app
 from durably.store.workers import get_workers
+from durably.supervisor.children import Nursery
 from durably.supervisor.supervisor import EXIT_FAILED, EXIT_KILLED
 from tests.databases import databases
 from tests.e2e.harness import Supervised
 from tests.support import eventually, stop_between_commits
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def status_of(supervised: Supervised, run_id: str) -> str:
@@ -37,6 +39,11 @@ def pid_of(supervised: Supervised, run_id: str) -> int:
         return int(steps[0].output) if steps else 0
 
     return eventually(pid)
+
+
+def notes(supervised: Supervised) -> list[str]:
+    """Read what the supervisor logged of what it was asked for."""
+    return [line["event"] for line in supervised.lines() if line.get("logger") == "durably.supervisor"]
 
 
 # contract 161, 167
@@ -135,6 +142,8 @@ def test_after_the_drain_timeout_a_run_is_released_at_its_next_step_boundary(tmp
         eventually(supervised.notes)
         supervised.process.terminate()
         assert supervised.wait() == 0
+        (note,) = notes(supervised)
+        assert note.startswith("SIGTERM: 2 workers drain; runs that have not ended in 0.2 s")
         run = supervised.client.get_run(run_id)
         assert run is not None
         assert (run.status, run.interruptions, run.worker_id) == ("pending", 0, None)
@@ -146,12 +155,14 @@ def test_after_the_drain_timeout_a_run_is_released_at_its_next_step_boundary(tmp
 def test_a_second_sigterm_releases_at_once(tmp_path: Path) -> None:
     with Supervised(tmp_path) as supervised:
         supervised.until_ready(2)
-        (run_id,) = supervised.trigger("wait", 1.0)
+        (run_id,) = supervised.trigger("wait", 2.0)
         eventually(supervised.notes)
         supervised.process.terminate()
+        eventually(lambda: notes(supervised))
         supervised.process.terminate()
         assert supervised.wait() == 0
-        assert status_of(supervised, run_id) in ("pending", "completed")
+        assert status_of(supervised, run_id) == "pending"
+        assert notes(supervised)[-1].startswith("SIGTERM again: runs go back")
 
 
 # contract 169, 170, 173
@@ -166,6 +177,8 @@ def test_what_has_no_step_boundary_is_killed_in_the_end_without_an_interruption(
         assert run is not None
         assert (run.status, run.interruptions) == ("pending", 0)
         assert supervised.events("run:recover")[0]["reason"] == "drain"
+        (told,) = [line for line in supervised.events("supervisor:error") if line["context"] == "drain"]
+        assert f"(pid {supervised.events('run:start')[0]['process']['pid']})" in told["error"]
 
 
 # contract 169
@@ -198,6 +211,26 @@ def test_sighup_replaces_every_worker_and_interrupts_no_run(tmp_path: Path) -> N
 
 
 # contract 171
+def test_a_reload_of_an_application_that_does_not_import_leaves_the_workers_and_says_why(tmp_path: Path) -> None:
+    app = tmp_path / "app.py"
+    app.write_text("from durably import Durably\ndurably = Durably()\n")
+    with Supervised(tmp_path, app=app) as supervised:
+        before = supervised.until_ready(2)
+        app.write_text("import no_such_module\n")
+        supervised.process.send_signal(signal.SIGHUP)
+
+        def told() -> set[str]:
+            return {line["context"] for line in supervised.events("supervisor:error")}
+
+        eventually(lambda: told() >= {"boot", "reload"}, timeout=20)
+        (boot,) = [line for line in supervised.events("supervisor:error") if line["context"] == "boot"]
+        assert "no_such_module" in boot["error"]
+        assert supervised.ready_workers() == before
+        supervised.process.terminate()
+        assert supervised.wait() == 0
+
+
+# contract 171
 def test_sigttin_adds_a_worker_and_sigttou_removes_one(tmp_path: Path) -> None:
     with Supervised(tmp_path) as supervised:
         supervised.until_ready(2)
@@ -206,6 +239,7 @@ def test_sigttin_adds_a_worker_and_sigttou_removes_one(tmp_path: Path) -> None:
         supervised.process.send_signal(signal.SIGTTOU)
         eventually(lambda: len(supervised.ready_workers()) == 2)
         assert len(supervised.children()) == 3
+        assert [note.partition(":")[0] for note in notes(supervised)] == ["SIGTTIN", "SIGTTOU"]
 
 
 # contract 172, 62
@@ -219,6 +253,56 @@ def test_workers_whose_supervisor_was_killed_release_their_runs_and_exit(tmp_pat
         _, alive = psutil.wait_procs(orphans, timeout=10)
         assert not alive, workers
         assert status_of(supervised, run_id) == "pending"
+
+
+# contract 172
+def test_an_orphan_in_a_step_that_hangs_ends_after_the_kill_timeout(tmp_path: Path) -> None:
+    with Supervised(tmp_path, kill_timeout=0.5) as supervised:
+        supervised.until_ready(2)
+        (run_id,) = supervised.trigger("stubborn", 600)
+        eventually(supervised.notes)
+        orphans = supervised.children()
+        supervised.process.kill()
+        _, alive = psutil.wait_procs(orphans, timeout=10)
+        assert not alive
+        assert status_of(supervised, run_id) == "running"  # until somebody finds its worker gone
+
+
+# contract 9b
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_child_that_a_job_forks_and_lets_return_ends_there(tmp_path: Path, code: int) -> None:
+    supervised = Supervised(tmp_path, "--until-idle")
+    (run_id,) = supervised.trigger("fork", code)
+    with supervised:
+        assert supervised.wait() == 0
+        run = supervised.client.get_run(run_id)
+        assert run is not None
+        assert (run.status, run.output) == ("completed", code)
+
+
+# contract 147
+def test_what_a_program_prints_that_a_job_starts_does_not_get_between_the_logs_lines(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "--until-idle")
+    supervised.trigger("program", None)
+    with supervised:
+        assert supervised.wait() == 0
+        assert len(supervised.events("run:complete")) == 1  # every line is one of JSON
+        assert "printed by a program" in supervised.errors()
+
+
+# contract 189
+@pytest.mark.sqlite_only("only SQLite's database is a file")
+def test_a_database_file_that_is_removed_under_a_supervisor_is_told(tmp_path: Path) -> None:
+    with Supervised(tmp_path, heartbeat_interval=0.2, stale_threshold=5) as supervised:
+        supervised.until_ready(2)
+        file = Path(supervised.url.removeprefix("sqlite:///"))
+        file.rename(tmp_path / "elsewhere")
+
+        def told() -> list[dict[str, Any]]:
+            return [line for line in supervised.events("supervisor:error") if line["context"] == "upkeep"]
+
+        assert "removed or replaced" in eventually(told)[0]["error"]
+        assert not file.exists()
 
 
 # contract 62: a process that is gone from this machine needs no threshold
@@ -355,6 +439,24 @@ def test_in_a_process_with_threads_it_spawns_instead_of_forking(tmp_path: Path, 
     finally:
         release.set()
         other.join()
+
+
+def test_a_child_that_cannot_be_watched_does_not_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # contract 163
+    def without_descriptors(process: Any) -> int:
+        begun.append(process.pid)
+        raise OSError(errno.EMFILE, "too many open files")
+
+    begun: list[int] = []
+    monkeypatch.setattr("durably.supervisor.children._handle_of", without_descriptors)
+    nursery = Nursery(partial(load_app, str(client_app())), {}, until_idle=False)
+    try:
+        with pytest.raises(OSError, match="too many"):
+            nursery.begin(0.0)
+        assert nursery.living == []
+        assert not psutil.pid_exists(begun[0])
+    finally:
+        nursery.close()
 
 
 def test_a_reader_of_the_log_that_stalls_costs_lines_and_holds_up_nothing(tmp_path: Path) -> None:

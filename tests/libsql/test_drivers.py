@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import create_engine
 
-from durably.store.dialects.libsql import engine, hrana, local, pep249
+from durably.store.dialects.libsql import hrana, local, pep249
+from durably.store.dialects.libsql.file import FILE
+from durably.store.dialects.libsql.server import SERVER
 
 if TYPE_CHECKING:
     from tests.sqld import LibSQLServer
@@ -211,7 +213,7 @@ def test_the_wait_for_a_lock_is_bounded(tmp_path: Path) -> None:
 def test_both_are_drivers_of_sqlalchemy_with_autocommit(connect: Connect, tmp_path: Path) -> None:
     connection = connect()
     module = hrana if isinstance(connection, hrana.Connection) else local
-    url = f"{engine.SERVER}://h/" if module is hrana else f"{engine.FILE}:///{tmp_path}/x.db"
+    url = f"{SERVER}://h/" if module is hrana else f"{FILE}:///{tmp_path}/x.db"
     made = create_engine(url, creator=lambda: connection)
     with made.connect().execution_options(isolation_level="AUTOCOMMIT") as alone:
         assert alone.get_isolation_level() == "AUTOCOMMIT"

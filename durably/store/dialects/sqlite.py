@@ -109,11 +109,15 @@ class SQLite:
         self._gate_path = f"{self._path}-gate"
         self._synchronous = settings.synchronous
         self._timeout = settings.database_timeout
+        # Which file the engine's first connection has opened: device and inode. Any thread may be the first to tell.
+        self._opened: tuple[int, int] | None = None
 
     def create_engine(self) -> Engine:
         """Make an engine whose connections are in autocommit until a transaction is begun by name."""
+        self._opened = None
         engine = self._driver.create_engine(
-            self._url.set(database=str(self._path)),
+            # Without "rwc", connecting would make an empty file in the place of one that was removed.
+            self._url.set(database=self._path.as_uri()).update_query_dict({"uri": "true", "mode": "rw"}),
             poolclass=QueuePool,
             # Every connection that a caller's thread may need at once; a wait is bounded by the pool's timeout.
             pool_size=4,
@@ -136,6 +140,7 @@ class SQLite:
     def prepare(self, engine: Engine) -> None:
         """Make the file and set its journal mode, which stays with it; alone, behind the gate."""
         self._check_creatable()
+        self._path.touch(0o666)
         with gate(self._gate_path, self._timeout), _without_transaction(engine) as connection:
             mode = connection.exec_driver_sql("PRAGMA journal_mode=WAL").scalar_one()
         if mode != "wal":
@@ -178,7 +183,17 @@ class SQLite:
         """Do nothing: watches see the commit."""
 
     def upkeep(self, engine: Engine) -> None:
-        """Move what is in the WAL to the file, as far as no reader or writer is held up."""
+        """
+        Move what is in the WAL to the file, as far as no reader or writer is held up.
+
+        Raises:
+            DatabaseUnavailableError: The file in its place is not the one that was opened.
+        """
+        if self._opened is not None and self._opened != _identity(self._path):
+            raise DatabaseUnavailableError(
+                f"{self._path}: the file was removed or replaced while in use, and what is written now is lost with "
+                "the one that has no name any more; stop every process that uses it, put it back, and start again"
+            )
         with _without_transaction(engine) as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
@@ -201,6 +216,7 @@ class SQLite:
             raise DatabaseUnavailableError(f"{self._path} is a folder, not a database file")
 
     def _configure(self, connection: Any, _record: object) -> None:
+        self._opened = self._opened or _identity(self._path)
         cursor = connection.cursor()
         for pragma in (
             f"synchronous={self._synchronous}",
@@ -270,6 +286,15 @@ def _without_transaction(engine: Engine) -> Connection:
 def _begin(connection: Connection) -> None:
     if statement := connection.get_execution_options().get(_BEGIN, "BEGIN"):
         connection.exec_driver_sql(statement)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Tell a file from any other that is or was at *path*; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _file_system(folder: Path) -> str | None:

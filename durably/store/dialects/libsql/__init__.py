@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from durably.errors import ValidationError
@@ -24,12 +25,12 @@ def libsql(url: URL, settings: Settings) -> Dialect:
     Raises:
         ValidationError: The driver is not installed, or the URL is wrong.
     """
-    try:
-        import sqlalchemy_libsql as _driver  # noqa: F401
-    except ImportError as error:
-        raise ValidationError(
-            "dialect_url", f"libSQL needs its driver: pip install 'durably[libsql]' ({error})"
-        ) from None
+    for module in ("sqlalchemy_libsql", "libsql_experimental"):
+        # Looked for, not imported: the process may be one that only forks others.
+        if find_spec(module) is None:
+            raise ValidationError(
+                "dialect_url", f"libSQL needs its driver: pip install 'durably[libsql]' (there is no {module})"
+            )
     if url.host:
         from durably.store.dialects.libsql.server import LibSQLServer
 

@@ -1,10 +1,14 @@
-"""SQLAlchemy's dialect for libSQL, as sqlalchemy-libsql has it, over durably's own drivers."""
+"""
+SQLAlchemy's dialect for libSQL, as sqlalchemy-libsql has it, over durably's own drivers.
+
+Loaded by SQLAlchemy when an engine is made, not before: sqlalchemy-libsql loads libSQL's driver, which a process
+that only forks others must not hold.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.dialects import registry
 from sqlalchemy.pool import QueuePool
 from sqlalchemy_libsql.libsql import SQLiteDialect_libsql
 
@@ -13,10 +17,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from sqlalchemy import URL, Pool
-
-SERVER: Final = "sqlite+durably_libsql_server"
-FILE: Final = "sqlite+durably_libsql_file"
-"""The drivernames that `create_engine` knows the dialects by."""
 
 _LEVELS: Final = ("SERIALIZABLE", "AUTOCOMMIT")
 
@@ -99,10 +99,6 @@ class FileDialect(_Dialect):
         return local
 
     def create_connect_args(self, url: URL) -> tuple[list[str], dict[str, Any]]:
-        """Give the path."""
+        """Give the path, or the `file:` URI that says more than a path can."""
         (path,), _of_others = super().create_connect_args(url)
         return [path], {}
-
-
-registry.register(SERVER.replace("+", "."), __name__, ServerDialect.__name__)
-registry.register(FILE.replace("+", "."), __name__, FileDialect.__name__)

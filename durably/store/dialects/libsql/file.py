@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import create_engine
-
-from durably.store.dialects.libsql.engine import FILE
+from sqlalchemy.dialects import registry
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
+
+FILE: Final = "sqlite+durably_libsql_file"
+"""The drivername that `create_engine` knows the dialect by."""
 
 _TRANSIENT_CODES: Final = frozenset({"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_PROTOCOL"})
 # As of the standard library's driver: only for strangers, who write to the file past the gate.
@@ -29,3 +31,6 @@ class LibSQLDriver:
     def is_transient(self, error: BaseException) -> bool:
         """Tell contention, a full disk and failing I/O."""
         return getattr(error, "code", None) in _TRANSIENT_CODES
+
+
+registry.register(FILE.replace("+", "."), "durably.store.dialects.libsql.engine", "FileDialect")

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import create_engine
+from sqlalchemy.dialects import registry
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from durably.errors import ValidationError
 from durably.store.dialects import Capabilities, InDoubtError
-from durably.store.dialects.libsql.engine import SERVER
 from durably.store.dialects.libsql.wire import LOST
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
     from durably.settings import Settings
+
+SERVER: Final = "sqlite+durably_libsql_server"
+"""The drivername that `create_engine` knows the dialect by."""
 
 _TRANSIENT_CODES: Final = frozenset(
     {
@@ -152,3 +155,6 @@ def _was_committed(engine: Engine, name: str, number: int) -> bool:
         driver.defer("BEGIN IMMEDIATE")
         found = connection.exec_driver_sql(_LAST_COMMIT, (name,)).scalar()
         return bool(found == number)
+
+
+registry.register(SERVER.replace("+", "."), "durably.store.dialects.libsql.engine", "ServerDialect")
