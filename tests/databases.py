@@ -58,7 +58,6 @@ class SQLiteFiles:
     """A file each."""
 
     scheme = "sqlite"
-    busy_timeout: tuple[str, float] = ("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 50)
 
     def __init__(self) -> None:
         self._template: Path | None = None
@@ -92,7 +91,7 @@ class SQLiteFiles:
             stranger.rollback()
 
     def hurry(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(*self.busy_timeout)
+        patch.setattr("durably.store.dialects.sqlite._BUSY_SECONDS", 0.05)
 
     def clean(self) -> None:
         """Leave them to pytest, whose folders they are in."""
@@ -109,7 +108,6 @@ class LibSQLFiles(SQLiteFiles):
     """A file each, which only libSQL's driver may open in this process: sqlite3 would take its locks away."""
 
     scheme = "sqlite+libsql"
-    busy_timeout = ("durably.store.dialects.libsql.file._BUSY_SECONDS", 0.05)
 
     def _connect(self, path: str) -> Any:
         from durably.store.dialects.libsql import local

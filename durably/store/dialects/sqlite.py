@@ -46,7 +46,7 @@ _NETWORK_FILE_SYSTEMS: Final = frozenset(
 _WAL_PAGES_BEFORE_A_COMMIT_CHECKPOINTS: Final = 8_000
 _WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
 # The gate comes first, so SQLite's own wait is only for strangers who write to the file without it.
-_BUSY_TIMEOUT_MS: Final = 2_000
+_BUSY_SECONDS: Final = 2.0
 _BEGIN: Final = "durably_begin"
 
 
@@ -60,8 +60,15 @@ class Driver(Protocol):
 
     name: str
 
-    def create_engine(self, url: URL, **options: Any) -> Engine:
-        """Make an engine for a file; its connections are in autocommit, and begin nothing by themselves."""
+    def create_engine(self, url: URL, *, busy_seconds: float, **options: Any) -> Engine:
+        """
+        Make an engine for a file; its connections are in autocommit, and begin nothing by themselves.
+
+        Args:
+            url: Its `database` is a `file:` URI.
+            busy_seconds: How long a statement waits for a lock that somebody holds on the file.
+            **options: More of SQLAlchemy's `create_engine`.
+        """
 
     def is_transient(self, error: BaseException) -> bool:
         """Tell contention, a full disk and failing I/O, of the driver's own errors."""
@@ -72,8 +79,8 @@ class _StandardDriver:
 
     name = "sqlite"
 
-    def create_engine(self, url: URL, **options: Any) -> Engine:
-        arguments = {"check_same_thread": False, "isolation_level": None, "timeout": _BUSY_TIMEOUT_MS / 1000}
+    def create_engine(self, url: URL, *, busy_seconds: float, **options: Any) -> Engine:
+        arguments = {"check_same_thread": False, "isolation_level": None, "timeout": busy_seconds}
         return create_engine(url.set(drivername="sqlite+pysqlite"), connect_args=arguments, **options)
 
     def is_transient(self, error: BaseException) -> bool:
@@ -118,6 +125,7 @@ class SQLite:
         engine = self._driver.create_engine(
             # Without "rwc", connecting would make an empty file in the place of one that was removed.
             self._url.set(database=self._path.as_uri()).update_query_dict({"uri": "true", "mode": "rw"}),
+            busy_seconds=_BUSY_SECONDS,
             poolclass=QueuePool,
             # Every connection that a caller's thread may need at once; a wait is bounded by the pool's timeout.
             pool_size=4,

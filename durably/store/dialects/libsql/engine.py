@@ -32,6 +32,11 @@ class _Dialect(SQLiteDialect_libsql):  # type: ignore[misc]  # it ships no types
         """Keep connections."""
         return QueuePool
 
+    def create_connect_args(self, url: URL) -> tuple[list[str], dict[str, Any]]:
+        """Give the server's address, the file's path or its `file:` URI; what else there is comes by `connect_args`."""
+        (address,), _of_sqlite3 = super().create_connect_args(url)
+        return [address], {}
+
     def on_connect(self) -> None:
         """Do nothing: the driver makes no functions."""
 
@@ -66,7 +71,7 @@ class _Dialect(SQLiteDialect_libsql):  # type: ignore[misc]  # it ships no types
 
 
 class ServerDialect(_Dialect):
-    """A server's. The URL is sqlalchemy-libsql's, with the token in `authToken` too."""
+    """A server's."""
 
     driver = "durably_libsql_server"
     supports_statement_cache = True
@@ -77,12 +82,6 @@ class ServerDialect(_Dialect):
         from durably.store.dialects.libsql import hrana
 
         return hrana
-
-    def create_connect_args(self, url: URL) -> tuple[list[str], dict[str, Any]]:
-        """Take the token out of the query, where it would end up in the address."""
-        token = url.query.get("authToken")
-        (address,), _of_files = super().create_connect_args(url.difference_update_query(["authToken"]))
-        return [address], {} if token is None else {"auth_token": token}
 
 
 class FileDialect(_Dialect):
@@ -97,8 +96,3 @@ class FileDialect(_Dialect):
         from durably.store.dialects.libsql import local
 
         return local
-
-    def create_connect_args(self, url: URL) -> tuple[list[str], dict[str, Any]]:
-        """Give the path, or the `file:` URI that says more than a path can."""
-        (path,), _of_others = super().create_connect_args(url)
-        return [path], {}

@@ -14,8 +14,6 @@ FILE: Final = "sqlite+durably_libsql_file"
 """The drivername that `create_engine` knows the dialect by."""
 
 _TRANSIENT_CODES: Final = frozenset({"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_PROTOCOL"})
-# As of the standard library's driver: only for strangers, who write to the file past the gate.
-_BUSY_SECONDS: Final = 2.0
 
 
 class LibSQLDriver:
@@ -23,9 +21,9 @@ class LibSQLDriver:
 
     name = "libsql"
 
-    def create_engine(self, url: URL, **options: Any) -> Engine:
+    def create_engine(self, url: URL, *, busy_seconds: float, **options: Any) -> Engine:
         """Make an engine for a file."""
-        arguments = {"timeout": _BUSY_SECONDS, "autocommit": True}
+        arguments = {"timeout": busy_seconds, "autocommit": True}
         return create_engine(url.set(drivername=FILE), connect_args=arguments, **options)
 
     def is_transient(self, error: BaseException) -> bool:

@@ -81,6 +81,12 @@ class Connection:
         auth_token: Sent as the bearer's, if there is one.
         connect_timeout: Seconds.
         read_timeout: Seconds without a byte from the server, which answers a writer when its turn has come.
+
+    Attributes:
+        autocommit: SQLAlchemy's isolation level AUTOCOMMIT: whether it begins nothing by itself.
+        name: Of this connection alone, for what a caller notes in the database.
+        transactions: How many a caller has counted, for the same.
+        requests: How many were sent.
     """
 
     isolation_level = None
@@ -99,7 +105,7 @@ class Connection:
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
         )
-        self.autocommit = False  # SQLAlchemy's isolation level AUTOCOMMIT: it begins nothing by itself
+        self.autocommit = False
         self.name: Final = uuid4().hex
         self.transactions = 0
         self.requests = 0
@@ -165,10 +171,12 @@ class Connection:
         """Roll back and free the socket."""
         if self._is_closed:
             return
-        if self._pid == os.getpid():
-            self.rollback()
-        self._is_closed = True
-        self._drop()
+        try:
+            if self._pid == os.getpid():
+                self.rollback()
+        finally:
+            self._is_closed = True
+            self._drop()
 
     def _end(self, how: str) -> None:
         self._check_open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from durably.errors import ValidationError
-from durably.store.dialects import Capabilities, InDoubtError
+from durably.store.dialects import Capabilities, InDoubtError, without_secrets
 from durably.store.dialects.libsql.wire import LOST
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ _TRANSIENT_CODES: Final = frozenset(
         "HTTP_429",  # too many requests
     }
 )
+# What may stand in an HTTP header; a blank or a line's end there would be an error that shows it.
+_TOKEN: Final = re.compile("[!-~]*")
 _CONNECT_SECONDS: Final = 5
 # The server takes the right to write from whoever has held it for 5 s, so a turn comes within a few of these.
 _READ_SECONDS: Final = 20
@@ -65,7 +68,7 @@ class LibSQLServer:
         settings: Of them `database_timeout`.
 
     Raises:
-        ValidationError: The URL has an option that the server's driver does not know.
+        ValidationError: The URL has a user or an option that is unknown, or an option's value cannot be one.
     """
 
     name = "libsql"
@@ -74,9 +77,16 @@ class LibSQLServer:
     def __init__(self, url: URL, settings: Settings) -> None:
         if unknown := set(url.query) - {"secure", "authToken"}:
             raise ValidationError("dialect_url", f"a libSQL server knows no option {', '.join(sorted(unknown))}")
-        hidden = {"authToken": "***"} if "authToken" in url.query else {}
-        self.safe_url = url.update_query_dict(hidden).render_as_string(hide_password=True)
-        self._url = url.set(drivername=SERVER)
+        if url.username or url.password:
+            raise ValidationError("dialect_url", "a libSQL server knows no users; its token goes into authToken=...")
+        if url.query.get("secure", "false") not in ("true", "false"):
+            raise ValidationError("dialect_url", "secure= is true, for TLS, or false")
+        token = url.query.get("authToken", "")
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise ValidationError("dialect_url", "authToken= is one token, of ASCII letters, digits and signs")
+        self.safe_url = without_secrets(url, *(["authToken"] if token else []))
+        self._url = url.set(drivername=SERVER).difference_update_query(["authToken"])
+        self._token = token
         self._timeout = settings.database_timeout
 
     def create_engine(self) -> Engine:
@@ -87,7 +97,11 @@ class LibSQLServer:
             pool_size=4,
             max_overflow=60,
             pool_timeout=self._timeout,
-            connect_args={"connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS},
+            connect_args={
+                "auth_token": self._token,  # not in the engine's URL, which is shown where SQLAlchemy tells of it
+                "connect_timeout": _CONNECT_SECONDS,
+                "read_timeout": _READ_SECONDS,
+            },
         )
 
     def check_reachable(self) -> None:

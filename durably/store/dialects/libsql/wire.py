@@ -15,6 +15,8 @@ LOST: Final = "CONNECTION_LOST"
 """The code of what the network did, not the server."""
 
 _SERVER_AT_FAULT: Final = 500
+# Of a message; a proxy sends whole pages.
+_LONGEST_TEXT: Final = 500
 
 
 def statement(sql: str, parameters: Sequence[Any], *, wants_rows: bool) -> dict[str, Any]:
@@ -69,4 +71,4 @@ def http_error(status: int, content: bytes) -> OperationalError:
         code = LOST  # what was asked for may have been done, and a proxy not have learned it
     elif "baton" in text:
         code = "STREAM_EXPIRED"  # the server was restarted
-    return OperationalError(f"{text} (HTTP {status})", code or f"HTTP_{status}", is_disconnect=True)
+    return OperationalError(f"{text[:_LONGEST_TEXT]} (HTTP {status})", code or f"HTTP_{status}", is_disconnect=True)
