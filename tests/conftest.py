@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if mark := item.get_closest_marker("sqlite_only"):
             item.add_marker(pytest.mark.skip(reason=f"SQLite only: {mark.args[0]}"))
-        if databases.chosen in databases.POLLING and item.get_closest_marker("wakes"):
+        if databases.only_polls() and item.get_closest_marker("wakes"):
             item.add_marker(pytest.mark.skip(reason="only polling tells"))
 
 

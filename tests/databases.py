@@ -265,8 +265,7 @@ _MAKERS: dict[str, Callable[[], Databases]] = {
     "libsql-server": _libsql_server,
 }
 DIALECTS = tuple(_MAKERS)
-POLLING = frozenset({"libsql-server"})
-"""Where nothing wakes those who wait."""
+_POLLING = frozenset({"libsql-server"})
 
 chosen = "sqlite"
 """Of this test session."""
@@ -281,6 +280,11 @@ def databases(dialect: str | None = None) -> Databases:
     if dialect not in _used:
         _used[dialect] = _MAKERS[dialect]()
     return _used[dialect]
+
+
+def only_polls() -> bool:
+    """Tell whether nothing wakes those who wait for others' commits, on the session's dialect."""
+    return chosen in _POLLING
 
 
 _at_end: list[Callable[[], object]] = []

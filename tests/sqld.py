@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from durably.store.dialects.libsql.pep249 import Cursor
+
 # Ends a server whose test session was killed.
 _IDLE_SECONDS = 300
 
@@ -139,7 +141,7 @@ class LibSQLServer:
                 )
                 self._schema = [sql for (sql,) in made.fetchall()]
                 self._schema.append(f"INSERT INTO durably_alembic_version VALUES ('{revision[0]}')")
-            else:
+            elif not self._tables(cursor):  # a test's processes may have migrated
                 self._at_once(connection, self._schema)
         self._is_filled = True
 
@@ -165,11 +167,7 @@ class LibSQLServer:
     def clean(self) -> None:
         self._is_filled = False
         with contextlib.closing(self.connect()) as connection:
-            cursor = connection.cursor()
-            cursor.execute(
-                "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid DESC"
-            )
-            if names := [name for (name,) in cursor.fetchall()]:
+            if names := self._tables(connection.cursor()):
                 self._at_once(connection, [f'DROP TABLE "{name}"' for name in names])
 
     def close(self) -> None:
@@ -183,6 +181,13 @@ class LibSQLServer:
         port = f":{url.port}" if url.port else ""
         address = f"{scheme}://{url.host}{port}/{url.database or ''}"
         return hrana.connect(address, auth_token=token, read_timeout=read_timeout)
+
+    def _tables(self, cursor: Cursor) -> list[str]:
+        """List the tables, the youngest first."""
+        cursor.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid DESC"
+        )
+        return [name for (name,) in cursor.fetchall()]
 
     def _at_once(self, connection: hrana.Connection, statements: list[str]) -> None:
         connection.defer("BEGIN IMMEDIATE")

@@ -46,8 +46,11 @@ def test_the_migrated_schema_is_the_one_that_the_code_declares(make_app: AppMake
     app = make_app(migrated=False)
     app.migrate()
 
+    def is_durablys(name: str | None, kind: str, _parents: Any) -> bool:
+        return kind != "table" or str(name).startswith("durably_")  # a dialect may have tables of its own
+
     def compare(connection: Any) -> Any:
-        options = {"version_table": VERSION_TABLE, "compare_type": True}
+        options = {"version_table": VERSION_TABLE, "compare_type": True, "include_name": is_durablys}
         return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
 
     assert app.database.read(compare) == []

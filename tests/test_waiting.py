@@ -28,6 +28,7 @@ from durably import (
     WaitTimeoutError,
     define_job,
 )
+from tests import databases
 from tests.support import AppMaker, eventually, hear, read
 
 
@@ -158,7 +159,7 @@ def test_an_end_and_the_news_of_a_run_in_another_process_arrive(
     make_app: AppMaker, python: Callable[..., subprocess.Popen[str]]
 ) -> None:
     # contract 135, 136
-    app = make_app(polling_interval=30)
+    app = make_app(polling_interval=1 if databases.only_polls() else 30)
     run = app.register(define_job("job", give_back)).trigger("x")
     process = python(ELSEWHERE)
     assert process.stdout is not None
