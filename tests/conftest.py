@@ -34,8 +34,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
     for item in items:
-        if mark := item.get_closest_marker("sqlite_only"):
-            item.add_marker(pytest.mark.skip(reason=f"SQLite only: {mark.args[0]}"))
+        if not databases.has_files() and (mark := item.get_closest_marker("sqlite_only")):
+            item.add_marker(pytest.mark.skip(reason=f"SQLite files only: {mark.args[0]}"))
         if databases.only_polls() and item.get_closest_marker("wakes"):
             item.add_marker(pytest.mark.skip(reason="only polling tells"))
 

@@ -265,6 +265,7 @@ _MAKERS: dict[str, Callable[[], Databases]] = {
     "libsql-server": _libsql_server,
 }
 DIALECTS = tuple(_MAKERS)
+_FILES = frozenset({"sqlite", "libsql-file"})
 _POLLING = frozenset({"libsql-server"})
 
 chosen = "sqlite"
@@ -280,6 +281,11 @@ def databases(dialect: str | None = None) -> Databases:
     if dialect not in _used:
         _used[dialect] = _MAKERS[dialect]()
     return _used[dialect]
+
+
+def has_files() -> bool:
+    """Tell whether the session's databases are SQLite files, by whichever driver."""
+    return chosen in _FILES
 
 
 def only_polls() -> bool:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import subprocess
 import textwrap
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, make_url
 
 from alembic import command
 from durably import Durably, SchemaOutdatedError, SchemaTooNewError, Supervisor, define_job
@@ -259,4 +258,4 @@ def test_a_local_file_is_in_wal_mode_with_foreign_keys(app: Durably) -> None:
     # contract 73, 128, 189
     assert sql(app, "PRAGMA journal_mode")[0][0] == "wal"
     assert sql(app, "PRAGMA foreign_keys")[0][0] == 1
-    assert os.path.exists(str(app.database.dialect.safe_url).removeprefix("sqlite:///"))  # noqa: PTH110
+    assert Path(str(make_url(app.database.dialect.safe_url).database)).exists()
