@@ -16,6 +16,7 @@ from tests.support import AppMaker, Wrap, as_sync
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dialect", choices=databases.DIALECTS, default="sqlite", help="on which database the tests run")
+    parser.addoption("--lives", type=int, default=100, help="of the short form of the property test: how many")
 
 
 def pytest_configure(config: pytest.Config) -> None:
