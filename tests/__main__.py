@@ -31,7 +31,7 @@ CORE = (
     "tests/test_state_machine.py",
     "tests/test_steps.py",
     "tests/test_trigger.py",
-    "--lives=20",
+    "--lives=10",
 )
 ON_OTHER_DIALECTS = {"postgresql": CONTRACT, "libsql-file": CORE, "libsql-server": CORE}
 

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from durably import DatabaseUnavailableError, Durably, StepContext, ValidationError, define_job
+from durably import DatabaseUnavailableError, Durably, SchemaOutdatedError, StepContext, ValidationError, define_job
 from durably.store.dialects.libsql import hrana
+from durably.store.dialects.libsql.engine import ServerDialect
 from tests.cable import Cable
 from tests.sqld import LibSQLServer, Sqld
 from tests.support import eventually, hear
@@ -309,12 +310,46 @@ def test_a_server_of_another_kind_is_no_libsql_server() -> None:
         connection.cursor().execute("SELECT 1")
 
 
-def test_an_option_that_is_unknown_is_named() -> None:
-    # contract 185
-    with pytest.raises(ValidationError, match="colour") as refused:
-        Durably("sqlite+libsql://h/?colour=red&authToken=s3cret")
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("h/?colour=red&authToken=s3cret", "no option colour"),
+        ("h/?authToken=s3cret%0d%0aHost: x", "one token"),
+        ("h/?authToken=s3cret&authToken=s3cret2", "one token"),
+        ("h/?secure=s3cret", "true, for TLS, or false"),
+        ("me:s3cret@h/", "no users"),
+        ("s3cret@h/", "no users"),
+    ],
+)
+def test_what_no_server_can_be_asked_for_is_refused_without_showing_a_secret(url: str, said: str) -> None:
+    # contract 7, 185
+    with pytest.raises(ValidationError, match=said) as refused:
+        Durably(f"sqlite+libsql://{url}")
     assert refused.value.field == "dialect_url"
     assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("h/", "http://h"),
+        ("h:8080/?secure=false", "http://h:8080"),
+        ("h/name?secure=true", "https://h/name"),
+        ("[::1]:8080", "http://[::1]:8080"),
+    ],
+)
+def test_a_url_gives_the_servers_address(url: str, address: str) -> None:
+    found, options = ServerDialect().create_connect_args(make_url(f"sqlite+libsql://{url}"))
+    assert (found, options) == ([address], {})
+
+
+def test_the_token_is_not_in_what_sqlalchemy_shows_of_an_engine() -> None:
+    # contract 7
+    dialect = Durably("sqlite+libsql://h/?authToken=s3cret").database.dialect
+    engine = dialect.create_engine()
+    assert "s3cret" not in f"{engine!r} {engine.url} {engine.url!r} {dialect!r}"
+    assert dialect.safe_url == "sqlite+libsql://h/?authToken=***"
+    assert "`durably migrate --dialect-url URL`" in str(SchemaOutdatedError(None, "0001", url=dialect.safe_url))
 
 
 @pytest.mark.parametrize("url", ["sqlite+libsql://h/?authToken=s3cret", "sqlite+libsql:///file.db"])

@@ -34,6 +34,8 @@ class _Dialect(SQLiteDialect_libsql):  # type: ignore[misc]  # it ships no types
 
     def create_connect_args(self, url: URL) -> tuple[list[str], dict[str, Any]]:
         """Give the server's address, the file's path or its `file:` URI; what else there is comes by `connect_args`."""
+        if ":" in (url.host or ""):
+            url = url.set(host=f"[{url.host}]")  # an IPv6 address, which sqlalchemy-libsql writes as any other
         (address,), _of_sqlite3 = super().create_connect_args(url)
         return [address], {}
 
