@@ -155,8 +155,11 @@ class Durably:
         Drain the worker and return when no job function is executing; do nothing if none runs.
 
         Args:
-            timeout: Seconds after which held runs are handed back at their next step boundary; None waits for
-                their end.
+            timeout: Seconds after which held runs are handed back at their next step boundary, and a database that
+                takes nothing is waited for no longer than twice database_timeout; None waits for the runs' end.
+
+        Raises:
+            UsageError: Called on the thread of the worker's event loop.
         """
         self.in_process.stop(timeout)
 

@@ -14,6 +14,8 @@ from durably.worker.loop import Worker
 from durably.worker.serve import serve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from durably.emitter import Emitter
     from durably.jobs import Registry
     from durably.settings import Settings
@@ -79,7 +81,9 @@ class LocalWorker:
         self._tell_worker(release=False)
         if not self._ended.wait(timeout):
             self._tell_worker(release=True)
-            self._ended.wait()
+            while not self._ended.wait(self._settings.database_timeout):
+                # A function without a boundary is waited for, a database that takes nothing is not.
+                self._on_loop(lambda worker: worker.give_up_what_is_refused())
         self._stop_keeper()
         for thread in (self._working, self._keeping):
             if thread is not threading.current_thread() and thread.is_alive():
@@ -101,14 +105,17 @@ class LocalWorker:
 
     def _check_held(self) -> None:
         """Have the worker find out which of its runs were cancelled. In the keeper's thread."""
-        if self._worker is not None and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # it has ended in this moment
-                self._loop.call_soon_threadsafe(self._worker.check_held)
+        self._on_loop(lambda worker: worker.check_held())
 
     def _tell_worker(self, *, release: bool) -> None:
-        if self._worker is not None and self._loop is not None and not self._ended.is_set():
+        self._on_loop(lambda _worker: self._stop_worker(release))
+
+    def _on_loop(self, do: Callable[[Worker], None]) -> None:
+        """Have something done to the worker on its loop, if it has not ended."""
+        worker, loop = self._worker, self._loop
+        if worker is not None and loop is not None:
             with contextlib.suppress(RuntimeError):  # it has ended in this moment
-                self._loop.call_soon_threadsafe(self._stop_worker, release)
+                loop.call_soon_threadsafe(do, worker)
 
     def _stop_worker(self, release: bool) -> None:  # noqa: FBT001 - as call_soon_threadsafe passes it
         self._is_stopping, self._is_releasing = True, self._is_releasing or release

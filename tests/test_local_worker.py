@@ -1,6 +1,7 @@
 """The worker inside a process: start, stop, drain, release, slots, progress and logs, processing by hand."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import sys
@@ -660,6 +661,44 @@ def test_a_checkpoint_that_the_database_refuses_for_a_while_fails_neither_step_n
         ("next", "completed", 1),
     ]
     assert len(heard) == 1
+
+
+@pytest.mark.parametrize("trouble", ["locked", "refusing"])
+def test_a_stop_with_a_timeout_does_not_wait_for_a_database_that_takes_nothing(
+    url: str, either: Wrap, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    # contract 56, 158a
+    databases().fill(url)
+    databases().hurry(monkeypatch)
+    app = Durably(url, polling_interval=0.05, database_timeout=0.5, heartbeat_interval=0.2, stale_threshold=0.4)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def block() -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    async def body(step: Any, input: None) -> None:
+        await step.run("first", lambda: None)
+        await step.run("second", block)
+
+    run = app.register(define_job("job", either(body))).trigger()
+    app.start()
+    assert begun.wait(10)
+    heard = hear(app)
+    with contextlib.ExitStack() as over:
+        if trouble == "locked":
+            over.enter_context(databases().locked(url))
+        else:
+            sql(app, "ALTER TABLE durably_steps RENAME TO hidden")
+            over.callback(sql, app, "ALTER TABLE hidden RENAME TO durably_steps")
+        go_on.set()
+        app.stop(timeout=0.1)
+    assert {e.reason for e in heard if e.type == "worker:stop"} == {"database"}
+    assert not types(heard, "step:complete", "run:")
+    eventually(app.process_until_idle)
+    assert (read(app, run).status, read(app, run).generation) == ("completed", 2)
+    assert [(s.name, s.attempt) for s in app.get_steps(run.id)] == [("first", 1), ("second", 1)]
+    app.database.close()
 
 
 @pytest.mark.parametrize("raised", [Cancelled, LeaseLost, Released])

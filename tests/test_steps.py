@@ -583,9 +583,7 @@ def test_steps_may_run_in_threads_of_a_synchronous_job(app: Durably) -> None:
 
 
 @pytest.mark.parametrize("ending", [Cancelled, LeaseLost, Released])
-def test_control_flow_inside_a_group_outweighs_ordinary_errors(
-    app: Durably, either: Wrap, ending: type[Any]
-) -> None:
+def test_control_flow_inside_a_group_outweighs_ordinary_errors(app: Durably, either: Wrap, ending: type[Any]) -> None:
     # contract 85
     stopping = threading.Thread(target=app.stop, args=(0.0,))
     caught: list[type[BaseException]] = []

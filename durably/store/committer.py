@@ -68,7 +68,7 @@ class Committer:
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="durably-committer", daemon=True)
-        # Owned by the thread.
+        # Owned by the thread; others may look whether it is out.
         self._must_ring = database.dialect.capabilities.wakes == "ring"
         self._rang_at = 0.0
         self._ring_is_due = False
@@ -76,6 +76,11 @@ class Committer:
         self._is_out = False
         # Written by the thread once, as it ends.
         self._has_ended = False
+
+    @property
+    def is_out(self) -> bool:
+        """Whether the database is away, as far as the last attempt told."""
+        return self._is_out
 
     def start(self) -> None:
         """Begin to write."""
@@ -163,10 +168,14 @@ class Committer:
                 answers = self._write(batch, attempts, and_what_waits=and_what_waits)
             except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be answered
                 self._disconnect()
-                if self._database.dialect.is_transient(error) and not self._closing.is_set():
+                is_transient = self._database.dialect.is_transient(error)
+                if is_transient and not self._closing.is_set():
                     self._wait_out(error)
                     continue
-                if len(batch) > 1:
+                if is_transient:
+                    refusal = unavailable(error, self._database.dialect)
+                    _resolve([(waiter, None, refusal) for _, waiter in batch])
+                elif len(batch) > 1:
                     for order in batch:
                         self._commit([order], and_what_waits=False)
                 elif isinstance(error, IntegrityError) and isinstance(batch[0][0], Claim):

@@ -116,19 +116,20 @@ def beat(
     return connection.execute(_beat, values).rowcount > 0
 
 
+_holds: Final = exists().where(has_status("running"), runs.c.worker_id == workers.c.id)
 _close: Final = (
     update(workers)
-    .where(workers.c.id == bindparam("worker_id"), workers.c.state == "alive")
+    .where(workers.c.id == bindparam("worker_id"), workers.c.state == "alive", ~_holds)
     .values(state="stopped", heartbeat_at=now())
 )
 
 
 def close(connection: Connection, worker_id: str) -> bool:
     """
-    Close a worker's row as it stops.
+    Close a worker's row as it stops; one that holds runs stays alive, to fall silent, or nobody would recover them.
 
     Returns:
-        Whether it was still alive.
+        Whether it was still alive, and held nothing.
     """
     return connection.execute(_close, {"worker_id": worker_id}).rowcount > 0
 
@@ -271,9 +272,8 @@ def forget_old(connection: Connection) -> int:
     Returns:
         How many.
     """
-    holds = exists().where(has_status("running"), runs.c.worker_id == workers.c.id)
     old = and_(workers.c.state != "alive", workers.c.heartbeat_at < now() - _FORGOTTEN_AFTER_MICROSECONDS)
-    return connection.execute(delete(workers).where(old, ~holds)).rowcount
+    return connection.execute(delete(workers).where(old, ~_holds)).rowcount
 
 
 def unknown_jobs(connection: Connection, *, older_than: float) -> dict[str, int]:

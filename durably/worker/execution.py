@@ -273,7 +273,7 @@ class Execution:
                 events.WorkerError(
                     context="lease-lost",
                     severity="warning",
-                    error="the run belongs to another worker now; nothing more is written to it",
+                    error="the run is no longer this worker's; nothing more is written to it",
                     error_type="LeaseLost",
                     run_id=self.run.id,
                 )

@@ -112,6 +112,8 @@ class Worker:
         self._is_check_wanted = False
         self._checking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        # Writes that the database has refused and that are being tried again. On the loop.
+        self._refused = 0
         self._executed = 0
         self._released = 0
         # Written on the loop and by the pulse's thread, which alone sends a probe, and only when none is out.
@@ -195,6 +197,11 @@ class Worker:
             self._mode = "releasing"
             self._held.release()
         self._wake.set()
+
+    def give_up_what_is_refused(self) -> None:
+        """Wait no longer, if a database that takes nothing is what a stopping worker waits for. On the loop."""
+        if self.committer.is_out or self._refused:
+            self._lose_everything("database")
 
     def is_loop_thread(self) -> bool:
         """Whether this call comes from the worker's event loop."""
@@ -314,10 +321,14 @@ class Worker:
         """
         self._tell_error("write", refusal, intent.run_id)
         pause = Pause(self._settings.polling_interval, 10 * self._settings.polling_interval)
-        while self._mode != "lost":
-            await asyncio.sleep(pause.next())
-            with contextlib.suppress(DatabaseUnavailableError):
-                return cast("Verdict", await self.committer.ask(intent))
+        self._refused += 1
+        try:
+            while self._mode != "lost":
+                await asyncio.sleep(pause.next())
+                with contextlib.suppress(DatabaseUnavailableError):
+                    return cast("Verdict", await self.committer.ask(intent))
+        finally:
+            self._refused -= 1
         return "lease_lost"
 
     async def _tell_end(
@@ -367,7 +378,7 @@ class Worker:
 
     def _heed(self, answer: BeatAnswer) -> None:
         if not answer.accepted:
-            self._lose_everything()
+            self._lose_everything("lease-lost")
             return
         self._held.lose(answer.lost)
         self._claimer.run_waits_to_be_alone(waits=answer.run_waits_to_be_alone)
@@ -381,8 +392,8 @@ class Worker:
             )
         )
 
-    def _lose_everything(self) -> None:
-        self._mode, self._reason = "lost", "lease-lost"
+    def _lose_everything(self, reason: str) -> None:
+        self._mode, self._reason = "lost", reason
         self._claimer.stop()
         self._held.lose_all()
         self._wake.set()
@@ -391,7 +402,7 @@ class Worker:
 
     def _close(self) -> None:
         """Write what is left, close the row, tell the end. In a thread, for it waits."""
-        self.committer.close(_CLOSING_SECONDS)
+        self.committer.close(0.0 if self.committer.is_out else _CLOSING_SECONDS)
         try:
             self._database.write(lambda connection: worker_rows.close(connection, self.id))
         except DurablyError as error:
