@@ -86,7 +86,7 @@ class Connection:
     One connection; for one thread at a time.
 
     Args:
-        path: Of the file, made if missing; ":memory:" for none.
+        path: Of the file, made if missing; a `file:` URI can say otherwise; ":memory:" for none.
         timeout: Seconds to ask again while somebody holds the lock that a statement needs.
         autocommit: Whether SQLAlchemy shall leave BEGIN to somebody else.
     """

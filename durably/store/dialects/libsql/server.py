@@ -26,18 +26,17 @@ if TYPE_CHECKING:
 SERVER: Final = "sqlite+durably_libsql_server"
 """The drivername that `create_engine` knows the dialect by."""
 
-_TRANSIENT_CODES: Final = frozenset(
-    {
-        LOST,
-        "SQLITE_BUSY",
-        "SQLITE_LOCKED",
-        "SQLITE_FULL",
-        "SQLITE_IOERR",
-        "STREAM_EXPIRED",
-        "TRANSACTION_TIMEOUT",
-        "TRANSACTION_BUSY",
-        "HTTP_429",  # too many requests
-    }
+# What their codes begin with: SQLite has finer ones, such as SQLITE_BUSY_SNAPSHOT.
+_TRANSIENT_CODES: Final = (
+    LOST,
+    "SQLITE_BUSY",
+    "SQLITE_LOCKED",
+    "SQLITE_FULL",
+    "SQLITE_IOERR",
+    "STREAM_EXPIRED",
+    "TRANSACTION_TIMEOUT",
+    "TRANSACTION_BUSY",
+    "HTTP_429",  # too many requests
 )
 # What may stand in an HTTP header; a blank or a line's end there would be an error that shows it.
 _TOKEN: Final = re.compile("[!-~]*")
@@ -147,7 +146,8 @@ class LibSQLServer:
         """Tell contention, what the server has taken away, a lost connection and a full disk from the rest."""
         if isinstance(error, InDoubtError):
             return True
-        return isinstance(error, DBAPIError) and getattr(error.orig, "code", None) in _TRANSIENT_CODES
+        code = getattr(error.orig, "code", None) if isinstance(error, DBAPIError) else None
+        return code is not None and code.startswith(_TRANSIENT_CODES)
 
     def watch(self, engine: Engine) -> None:
         """Give none: only polling tells."""
