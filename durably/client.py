@@ -159,7 +159,7 @@ class Durably:
                 takes nothing is waited for no longer than twice database_timeout; None waits for the runs' end.
 
         Raises:
-            UsageError: Called on the thread of the worker's event loop.
+            UsageError: Called by a job of the worker, or by a handler in one of its own threads.
         """
         self.in_process.stop(timeout)
 
@@ -195,7 +195,8 @@ class Durably:
 
         Args:
             event_type: One of docs/events.md, or "*".
-            handler: A function of one event; a coroutine function is scheduled on the loop that subscribes it.
+            handler: A function of one event, called in the thread that tells it, which may be a worker's: keep it
+                short. A coroutine function is scheduled on the loop that subscribes it.
 
         Returns:
             A function that unsubscribes.
@@ -417,13 +418,23 @@ class Durably:
             RunFailedError, RunCancelledError: It ended so; `run` is the run.
             NotFoundError: There is no such run, or it was deleted meanwhile.
             WaitTimeoutError: It goes on.
-            UsageError: Called on the thread of a worker's event loop, which would stand still.
+            UsageError: Called on the thread of a worker's event loop, or by a handler in the thread that writes.
+        """
+        self.check_may_wait()
+        return self._wait(run_id, timeout, on_progress, on_log).block()
+
+    def check_may_wait(self) -> None:
+        """
+        Make sure that this thread may wait for a run.
+
+        Raises:
+            UsageError: It is a worker's own.
         """
         if self.in_process.must_not_block():
             raise UsageError(
-                "this is the thread of a worker's event loop, which would stand still; use `await await_run(...)`"
+                "this is a worker's own thread, which would stand still: in a job use `await await_run(...)`, and in a "
+                "handler of events nothing that waits"
             )
-        return self._wait(run_id, timeout, on_progress, on_log).block()
 
     async def await_run(
         self,

@@ -96,7 +96,7 @@ class Emitter:
         async def guarded(event: Event) -> None:
             try:
                 await handler(event)
-            except Exception as error:  # noqa: BLE001 - whatever a handler raises stops here
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises stops here
                 self.report(error, event)
 
         def schedule(event: Event) -> None:
@@ -126,15 +126,15 @@ class Emitter:
             if event_type in ("*", event.type):
                 try:
                     handler(event)
-                except Exception as error:  # noqa: BLE001 - whatever a handler raises stops here
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises stops here
                     self.report(error, event)
 
-    def report(self, error: Exception, event: Event) -> None:
+    def report(self, error: BaseException, event: Event) -> None:
         """Take what a handler of *event* raised: to on_error, else as an event of its own; never raises."""
         if self.on_error is not None:
             try:
                 self.on_error(error, event)
-            except Exception:
+            except (Exception, SystemExit):
                 _logger.exception("on_error raised for %s", event.type)
         elif isinstance(event, (WorkerError, SupervisorError)):
             _logger.error("a handler of %s raised", event.type, exc_info=error)

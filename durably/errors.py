@@ -8,13 +8,14 @@ Everything that durably raises.
         ├── ValidationError (also ValueError)      an argument, setting or filter is wrong
         │   └── PayloadTooLargeError               a value is above max_payload_bytes
         ├── NotFoundError (also LookupError)       no such run
-        ├── ConflictError                          the run's status forbids it, or a job name is taken
+        ├── ConflictError                          a run's or database's state forbids it, or a job name is taken
         ├── RunFailedError, RunCancelledError      how a run that was waited for ended
         ├── WaitTimeoutError (also TimeoutError)   a wait's timeout passed; the run goes on
         ├── DuplicateStepError, CheckpointError    a step name used twice; a checkpoint unfit for its type
         ├── EncodingError (also TypeError)         a step's or job's value cannot be stored as JSON
         ├── UsageError (also RuntimeError)         a call in the wrong place
         ├── SchemaOutdatedError, SchemaTooNewError the database's schema and the code differ
+        ├── CopyUnfinishedError                    a copy into this database was begun and has not ended
         └── DatabaseUnavailableError               the database did not answer in time; the cause is chained
 
     BaseException
@@ -87,7 +88,7 @@ class NotFoundError(DurablyError, LookupError):
 
 class ConflictError(DurablyError):
     """
-    The run's status forbids the operation, or a job's name is taken.
+    The state of a run or database forbids the operation, or a job's name is taken.
 
     Args:
         message: What was asked and why it cannot be.
@@ -232,6 +233,25 @@ class SchemaTooNewError(DurablyError):
         )
         self.found = found
         self.expected = expected
+
+
+class CopyUnfinishedError(DurablyError):
+    """
+    A copy into this database was begun and has not ended; nothing but that copy may use it.
+
+    Args:
+        url: The database's, without its password.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"the database {url} holds an unfinished copy of another: the same `durably copy` again goes on with it, "
+            "with --restart it begins anew"
+        )
+        self.url = url
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.url,)
 
 
 class DatabaseUnavailableError(DurablyError):

@@ -12,6 +12,7 @@ from durably import events
 from durably.codec import Encoded, check_input
 from durably.errors import ValidationError
 from durably.ids import new_id
+from durably.settings import check_timeout
 from durably.store import triggers
 from durably.twins import twin
 
@@ -128,6 +129,8 @@ class JobHandle:
         Raises:
             RunFailedError, RunCancelledError, WaitTimeoutError: As of the wait.
         """
+        check_timeout(timeout)
+        self._durably.check_may_wait()
         run = self.trigger(input, **options)
         return self._durably.wait_for_run(run.id, timeout=timeout, on_progress=on_progress, on_log=on_log)
 
@@ -141,6 +144,7 @@ class JobHandle:
         **options: Any,
     ) -> Run:
         """Trigger, then await the run's end; as `trigger_and_wait`."""
+        check_timeout(timeout)
         run = await self.atrigger(input, **options)
         return await self._durably.await_run(run.id, timeout=timeout, on_progress=on_progress, on_log=on_log)
 

@@ -8,6 +8,7 @@ import time
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RANDOM_BITS = 80
+_LENGTH = 26
 _lock = threading.Lock()
 # Owned by `new_id`, under the lock: the number that the latest id spells.
 _latest = 0
@@ -32,6 +33,11 @@ def new_id() -> str:
             # Same millisecond, or the clock went back: a random step keeps other processes' ids apart.
             _latest += 1 + int.from_bytes(os.urandom(4))
         return _spell(_latest)
+
+
+def is_id(text: object) -> bool:
+    """Tell whether *text* has the form of an identifier, so that a database need not be asked about any other."""
+    return isinstance(text, str) and len(text) == _LENGTH and all(letter in _ALPHABET for letter in text)
 
 
 def _spell(number: int) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from durably.errors import UsageError
 from durably.local import LocalWorker
+from durably.settings import check_timeout
+from durably.worker.context import current_execution
 from durably.worker.loop import Worker
 from durably.worker.serve import serve
 
@@ -45,7 +47,7 @@ class InProcessWorkers:
         app = self._durably
         app.database.read(lambda _connection: None)
         with self._lock:
-            if self._started is not None:
+            if self._started is not None and not self._started.has_ended:
                 return
             local = self._started = LocalWorker(app.database, app.registry, app.settings, app.emitter)
         try:
@@ -63,13 +65,18 @@ class InProcessWorkers:
             timeout: Seconds after which held runs are handed back at their next step boundary; None waits.
 
         Raises:
-            UsageError: Called on the thread of the worker's event loop.
+            ValidationError: On `timeout`.
+            UsageError: Called by a job of the worker, or in one of its own threads.
         """
+        check_timeout(timeout)
         self._forget_the_parents()
         if (local := self._started) is None:
             return
-        if local.is_loop_thread():
-            raise UsageError("stop() would wait for itself on the worker's event loop; use `await astop()`")
+        executing = current_execution.get()
+        if executing is not None and executing.host.emitter is self._durably.emitter:
+            raise UsageError("a job cannot stop the worker that executes it: each would wait for the other's end")
+        if local.must_not_block():
+            raise UsageError("stop() would wait for itself in the worker's own threads; call it in another")
         local.stop(timeout)
         self._forget(local)
 
@@ -135,8 +142,8 @@ class InProcessWorkers:
         return any(told)
 
     def must_not_block(self) -> bool:
-        """Whether this is the thread of a worker's event loop, which would stand still."""
-        return any(worker.is_loop_thread() for worker in self._all())
+        """Whether this is a worker's own thread, which would stand still."""
+        return any(worker.must_not_block() for worker in self._all())
 
     def _all(self) -> list[LocalWorker | Worker]:
         self._forget_the_parents()

@@ -95,9 +95,16 @@ class LocalWorker:
                 self._is_keeper_told = True
                 self._keeper.stop()
 
-    def is_loop_thread(self) -> bool:
-        """Whether this call comes from the worker's event loop."""
-        return threading.current_thread() is self._working
+    @property
+    def has_ended(self) -> bool:
+        """Whether its worker is no more."""
+        return self._ended.is_set()
+
+    def must_not_block(self) -> bool:
+        """Whether this thread is the worker's event loop, or the one that writes for it."""
+        return threading.current_thread() is self._working or (
+            self._worker is not None and self._worker.must_not_block()
+        )
 
     def cancelled_here(self, run_id: str, generation: int) -> bool:
         """Fire the token of a run that this process has cancelled; tell whether the worker has told it already."""

@@ -19,7 +19,7 @@ from durably.errors import ValidationError
 
 ENVIRONMENT_PREFIX: Final = "DURABLY_"
 _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_TOO_LONG_SECONDS: Final = 1e300
+_LONGEST_SECONDS: Final = 100 * 365 * 86_400  # in microseconds, and as a timeout of the system, it fits everywhere
 _NUMBER_WITH_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 
 
@@ -31,27 +31,41 @@ def parse_duration(value: object) -> float:
         value: Seconds as a number, a timedelta, or digits with one of the units s, m, h, d ("90s", "30d").
 
     Returns:
-        Seconds, finite and above 0.
+        Seconds, above 0, and no more than 100 years.
 
     Raises:
-        ValueError: The value is zero, negative, not finite or unreadable.
+        ValueError: The value is zero, negative, not finite, too long or unreadable.
     """
     match value:
         case bool():
             seconds = math.nan
         case int() | float():
-            seconds = float(value) if abs(value) < _TOO_LONG_SECONDS else math.inf  # or no float holds it
+            seconds = float(value) if abs(value) <= _LONGEST_SECONDS else math.inf  # or no float holds it
         case timedelta():
             seconds = value.total_seconds()
         case str() if found := _NUMBER_WITH_UNIT.fullmatch(value.strip()):
             seconds = float(found[1]) * _UNIT_SECONDS[found[2] or "s"]
         case _:
             seconds = math.nan
-    if not 0 < seconds < math.inf:
+    if not 0 < seconds <= _LONGEST_SECONDS:
         raise ValueError(
-            f"{value!r} is no duration: give seconds above 0, a timedelta, or digits with a unit such as '90s' or '30d'"
+            f"{value!r} is no duration: give seconds above 0, a timedelta, or digits with a unit such as '90s' or "
+            "'30d', and no more than 100 years"
         )
     return seconds
+
+
+def check_timeout(timeout: object) -> None:
+    """
+    Check what somebody wants to wait at most: seconds from 0 to 100 years, or None for ever.
+
+    Raises:
+        ValidationError: On `timeout`.
+    """
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout <= _LONGEST_SECONDS:
+        raise ValidationError("timeout", f"{timeout!r} is no number of seconds from 0, or longer than 100 years")
 
 
 def _integer(value: object) -> int:

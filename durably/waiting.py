@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import select
 import threading
 import time
@@ -22,6 +23,7 @@ from durably.errors import (
     ValidationError,
     WaitTimeoutError,
 )
+from durably.settings import check_timeout
 from durably.store import runs
 
 if TYPE_CHECKING:
@@ -106,10 +108,10 @@ class Wait:
         on_progress: Callable[[Progress], object] | None,
         on_log: Callable[[LogEntry], object] | None,
     ) -> None:
-        if timeout is not None and (
-            isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0
-        ):
-            raise ValidationError("timeout", f"{timeout!r} is no number of seconds from 0")
+        check_timeout(timeout)
+        for name, callback in (("on_progress", on_progress), ("on_log", on_log)):
+            if callback is not None and inspect.iscoroutinefunction(callback):
+                raise ValidationError(name, "a coroutine function, which nobody would await; pass a plain one")
         self._run_id = run_id
         self._database = database
         self._registry = registry

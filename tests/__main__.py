@@ -16,9 +16,9 @@ CHECKS = (
 )
 
 # Supervisors, which take long, run on another dialect when asked for: `pytest --dialect postgresql tests/e2e`.
-CONTRACT = ("--ignore=tests/e2e", "--ignore=tests/libsql")
+CONTRACT = ("--ignore=tests/e2e",)
 # All of the contract's tests pass on libSQL too, when asked for, and take some four minutes on each of the two:
-# `pytest --dialect libsql-server --ignore=tests/e2e --ignore=tests/libsql`. These are the ones that a dialect can
+# `pytest --dialect libsql-server --ignore=tests/e2e`. These are the ones that a dialect can
 # spoil: who wins a race, what is whole after a death, what a commit that was refused or forked away leaves behind.
 CORE = (
     "tests/test_claims.py",
@@ -28,12 +28,14 @@ CORE = (
     "tests/test_property.py",
     "tests/test_races.py",
     "tests/test_recovery.py",
-    "tests/test_state_machine.py",
-    "tests/test_steps.py",
     "tests/test_trigger.py",
     "--lives=10",
 )
-ON_OTHER_DIALECTS = {"postgresql": CONTRACT, "libsql-file": CORE, "libsql-server": CORE}
+ON_OTHER_DIALECTS = {
+    "postgresql": CONTRACT,
+    "libsql-file": CORE,
+    "libsql-server": (*CORE, "tests/test_state_machine.py", "tests/libsql"),
+}
 
 
 def run_check(module: str, *arguments: str) -> bool:

@@ -28,12 +28,19 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On another dialect than SQLite, run what has to do with a database; the rest has run before."""
-    if databases.chosen == "sqlite":
-        return
-    chosen = [item for item in items if "url" in getattr(item, "fixturenames", ()) or "e2e" in item.path.parts]
+    """On each dialect, run what is its own; on another than SQLite, else only what has to do with a database."""
+
+    def is_chosen(item: pytest.Item) -> bool:
+        if own := item.get_closest_marker("own"):
+            return bool(own.args[0] == databases.chosen)
+        has_database = "url" in getattr(item, "fixturenames", ()) or "e2e" in item.path.parts
+        return databases.chosen == "sqlite" or has_database
+
+    chosen = [item for item in items if is_chosen(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
+    if databases.chosen == "sqlite":
+        return
     for item in items:
         if not databases.has_files() and (mark := item.get_closest_marker("sqlite_only")):
             item.add_marker(pytest.mark.skip(reason=f"SQLite files only: {mark.args[0]}"))

@@ -260,26 +260,36 @@ class Model:
         accepted = self.is_alive(worker)
         if accepted:
             self.workers[worker].beat_at = self.now
-        lost = {hold: self.refusal(hold) for hold in self.holds(lost=True) if self.claims[hold] == worker}
+        # A worker that lives loses runs by their cancellation alone.
+        lost = {
+            hold: "cancelled" if accepted else self.refusal(hold)
+            for hold in self.holds(lost=True)
+            if self.claims[hold] == worker
+        }
         return accepted, lost, accepted and self._promise_to_wait(worker)
 
     def _promise_to_wait(self, worker: int) -> bool:
-        """Let a worker wait for the oldest run that must be alone, was passed over, and has no other who waits."""
+        """Let a worker wait for the oldest run that must and could be alone, was passed over, and nobody awaits."""
+        older_keys: set[str | None] = set()
         for _, run in self.with_status("pending"):
+            if run.job not in self.workers[worker].jobs:
+                continue
+            is_next = run.concurrency_key not in older_keys and not self._key_is_taken(run.concurrency_key)
+            older_keys |= {run.concurrency_key} - {None}
             is_overdue = run.must_be_alone and run.pending_since < self.now - STALE_THRESHOLD
             is_free = run.awaited_by in (None, worker) or not self.is_alive(run.awaited_by)
-            if run.job in self.workers[worker].jobs and is_overdue and is_free:
+            if is_next and is_overdue and is_free:
                 run.awaited_by = worker
                 return True
         return False
 
     def close(self, worker: int) -> bool:
-        """Stop a worker; tell whether it was alive."""
-        was_alive = self.is_alive(worker)
-        if was_alive:
+        """Stop a worker, if it is alive and holds nothing; tell whether it was."""
+        is_stopping = self.is_alive(worker) and worker not in self.busy()
+        if is_stopping:
             self.workers[worker].state = "stopped"
             self.workers[worker].beat_at = self.now
-        return was_alive
+        return is_stopping
 
     def silent(self) -> list[int]:
         """List the living workers that have not beaten for too long (55)."""

@@ -253,10 +253,45 @@ class UnspeakableError(Exception):
         raise RuntimeError
 
 
+class InterruptingError(Exception):
+    """An exception whose message cannot be had, for a graver reason."""
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class StrangeText(str):
+    """A text that cannot be written."""
+
+    __slots__ = ()
+
+    def encode(self, *_: Any) -> bytes:
+        raise RuntimeError
+
+
+class StrangeError(Exception):
+    """An exception whose message is a strange text."""
+
+    def __str__(self) -> str:
+        return StrangeText("strange")
+
+
+def nested(depth: int) -> BaseException:
+    """Make groups within groups."""
+    error: Exception = ValueError("innermost")
+    for _ in range(depth):
+        error = ExceptionGroup("group", [error])
+    return error
+
+
 @pytest.mark.parametrize(
     "error",
     [
         UnspeakableError(),
+        InterruptingError(),
+        StrangeError(),
+        type("NowhereError", (Exception,), {"__module__": None})("from nowhere"),
+        nested(2_000),
         ValueError("\ud800 \0"),
         ValueError("x" * 1_000_000),
         ExceptionGroup("several", [ValueError("one"), KeyError("two")]),

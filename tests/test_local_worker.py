@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +22,7 @@ from durably import (
     LeaseLost,
     Progress,
     Released,
+    RunFailedError,
     StepContext,
     UsageError,
     ValidationError,
@@ -202,7 +206,7 @@ def test_stop_on_the_workers_own_loop_is_refused(app: Durably) -> None:
     # contract 138, 153
     @app.job("job")
     async def job(step: AsyncStep, input: None) -> str:
-        with pytest.raises(UsageError, match="astop"):
+        with pytest.raises(UsageError, match="cannot stop the worker that executes it"):
             app.stop()
         return "refused"
 
@@ -721,6 +725,245 @@ def test_control_flow_that_a_job_makes_itself_fails_its_run_as_any_exception(
     failed = read(app, run)
     assert (failed.status, failed.error_type, failed.error) == ("failed", raised.__name__, "by myself")
     assert not {"run:cancel", "run:release", "worker:error", "step:cancel"} & set(types(heard))
+
+
+def test_an_application_that_ends_without_a_stop_fails_no_run(
+    app: Durably, python: Callable[..., subprocess.Popen[str]]
+) -> None:
+    # contract 153a
+    process = python("""
+        import threading, time
+        from durably import Durably
+
+        app = Durably(url, concurrency=2)
+        begun = threading.Event()
+
+        @app.job("long")
+        def long(step, input):
+            begun.set()
+            time.sleep(0.5)  # a while for the worker to go on claiming in
+
+        @app.job("plain")
+        def plain(step, input):
+            pass
+
+        @app.job("steps")
+        async def steps(step, input):
+            await step.run("step", lambda: None)
+
+        long.trigger()
+        for _ in range(20):
+            plain.trigger()
+            steps.trigger()
+        app.start()
+        begun.wait()
+    """)
+    assert process.wait(30) == 0
+    assert not app.get_runs(status="failed")
+    for name in ("long", "plain", "steps"):
+        app.register(define_job(name, give_back))
+    app.process_until_idle()
+    assert {run.status for run in app.get_runs()} == {"completed"}
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+def test_ctrl_c_while_a_script_executes_runs_fails_none(
+    app: Durably, python: Callable[..., subprocess.Popen[str]], kind: str
+) -> None:
+    # contract 160a
+    job = app.register(define_job("job", give_back))
+    run = job.trigger("resumed")
+    process = python(f"""
+        import asyncio, sys
+        from durably import Durably
+
+        app = Durably(url)
+
+        @app.job("job")
+        {kind} job(step, input):
+            print("begun", flush=True)
+            {"await asyncio.sleep(60)" if kind == "async def" else "sys.stdin.readline()"}
+
+        try:
+            app.process_one()
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    """)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "interrupted\n"
+    # A function that runs on in a thread keeps its run, until the process is gone.
+    assert read(app, run).status == ("pending" if kind == "async def" else "running")
+    process.communicate("\n", timeout=30)
+    app.process_until_idle()
+    ended = read(app, run)
+    assert (ended.status, ended.output) == ("completed", "resumed")
+    assert ended.interruptions == (0 if kind == "async def" else 1)
+
+
+@pytest.mark.parametrize("twin", ["stop", "astop"])
+def test_a_job_cannot_stop_the_worker_that_executes_it(app: Durably, twin: str) -> None:
+    # contract 8, 138a
+    async def stops(step: AsyncStep, input: None) -> None:
+        if twin == "astop":
+            await app.astop(timeout=0.1)
+        else:
+            await step.run("stop", app.stop)
+
+    run = app.register(define_job("job", stops)).trigger()
+    app.start()
+    with pytest.raises(RunFailedError, match=r"UsageError.*cannot stop the worker that executes it"):
+        app.wait_for_run(run.id, timeout=10)
+    app.stop()
+
+
+@pytest.mark.parametrize("event_type", ["run:start", "log:write", "run:complete"])
+def test_a_handler_that_exits_ends_neither_the_worker_nor_its_writes(app: Durably, event_type: str) -> None:
+    # contract 145a, 155
+    heard = hear(app, "worker:error")
+    app.on(event_type, lambda _event: sys.exit(1))
+
+    @app.job("job")
+    def job(step: StepContext, input: int) -> int:
+        step.log.info("logged")
+        return step.run("step", lambda: input)
+
+    app.start()
+    for n in range(3):
+        assert job.trigger_and_wait(n, timeout=10).output == n
+    app.stop()
+    assert [(e.context, e.error_type) for e in heard] == [("handler", "SystemExit")] * 3
+
+
+def test_a_handler_in_the_thread_that_writes_cannot_wait_for_a_run(app: Durably) -> None:
+    # contract 138a
+    refused: list[UsageError] = []
+
+    def waits(event: Any) -> None:
+        with pytest.raises(UsageError) as caught:
+            app.wait_for_run(event.run_id)
+        refused.append(caught.value)
+
+    app.on("log:write", waits)
+
+    @app.job("job")
+    def job(step: StepContext, input: None) -> None:
+        step.log.info("logged")
+
+    app.start()
+    assert job.trigger_and_wait(timeout=10).status == "completed"
+    app.stop()
+    assert len(refused) == 1
+
+
+def test_a_step_that_looks_at_its_token_all_the_time_leaves_nothing_behind(app: Durably, either: Wrap) -> None:
+    # contract 89
+    left: list[int] = []
+
+    async def body(step: Any, input: None) -> None:
+        def look() -> None:
+            for _ in range(100):
+                assert not step.cancelled.wait(0.0)
+            left.append(len(step.cancelled._watchers))
+
+        await step.run("look", look)
+
+    app.register(define_job("job", either(body))).trigger()
+    assert app.process_one()
+    assert left == [0]
+
+
+def test_a_worker_may_know_a_thousand_jobs(app: Durably) -> None:
+    # contract 22, 44
+    for n in range(1_000):
+        handle = app.register(define_job(f"job {n}", give_back))
+    run = handle.trigger(1, concurrency_key="k")
+    assert app.process_until_idle() == 1
+    assert read(app, run).status == "completed"
+
+
+@pytest.mark.parametrize("then", ["retried", "retried and finished elsewhere", "deleted"])
+def test_a_cancellation_is_told_as_one_whatever_became_of_the_run_since(
+    make_app: AppMaker, either: Wrap, then: str
+) -> None:
+    # contract 94, 103
+    app, other = make_app(), make_app()
+    begun, go_on = threading.Event(), threading.Event()
+    caught: list[BaseException] = []
+
+    def block() -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    async def body(step: Any, input: None) -> None:
+        try:
+            await step.run("step", block)
+        except BaseException as error:
+            caught.append(error)
+            raise
+
+    run = app.register(define_job("job", either(body))).trigger()
+    heard = hear(app)
+    app.start()
+    assert begun.wait(10)
+    other.cancel(run.id)
+    if then == "deleted":
+        other.delete_run(run.id)
+    else:
+        other.retry(run.id)
+    if then == "retried and finished elsewhere":
+        other.register(define_job("job", give_back))
+        assert other.process_one()
+    go_on.set()
+    eventually(lambda: caught)
+    app.stop()
+    assert type(caught[0]) is Cancelled
+    assert {e.reason for e in heard if e.type == "step:cancel"} == {"cancelled"}
+    assert [e.origin for e in heard if e.type == "run:cancel"] == ["worker"]
+    assert not types(heard, "worker:error")
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), True, "soon"])
+def test_a_timeout_that_is_none_is_refused_before_anything_is_done(app: Durably, timeout: Any) -> None:
+    # contract 27, 134, 158
+    handle = app.register(define_job("job", give_back))
+    app.start()
+    for call in (handle.trigger_and_wait, app.stop):
+        with pytest.raises(ValidationError) as refused:
+            call(timeout=timeout)
+        assert refused.value.field == "timeout"
+    assert app.get_runs() == []
+    assert handle.trigger_and_wait(1, timeout=10).output == 1
+
+
+def test_a_job_on_the_workers_loop_that_would_wait_creates_no_run(app: Durably) -> None:
+    # contract 27, 138
+    child = app.register(define_job("child", give_back))
+
+    @app.job("parent")
+    async def parent(step: AsyncStep, input: None) -> None:
+        with pytest.raises(UsageError):
+            child.trigger_and_wait(1)
+
+    app.start()
+    assert parent.trigger_and_wait(timeout=10).status == "completed"
+    assert child.get_runs() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="about inotify")
+def test_an_idle_worker_is_woken_as_quickly_after_its_process_has_forked(make_app: AppMaker) -> None:
+    # contract 9a, 34
+    app, other = make_app(polling_interval=20), make_app()
+    app.register(define_job("job", give_back))
+    handle = other.register(define_job("job", give_back))
+    app.start()
+    assert handle.trigger_and_wait(0, timeout=10).output == 0
+    for n in range(3):
+        if not (pid := os.fork()):
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert handle.trigger_and_wait(n, timeout=10).output == n
 
 
 def test_a_handler_of_the_workers_start_may_call_the_instance(app: Durably) -> None:

@@ -24,6 +24,7 @@ from tests.e2e.harness import Supervised
 from tests.support import add_worker, claim, eventually, hear, read, sql
 
 pytest.importorskip("psycopg")
+pytestmark = pytest.mark.own("postgresql")
 
 
 @pytest.fixture

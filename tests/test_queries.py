@@ -49,6 +49,12 @@ def test_a_run_is_found_by_its_id_and_by_the_handle_of_its_own_job_alone(app: Du
     assert first.get_run(runs[0].id) == found
     assert second.get_run(runs[0].id) is None
     assert app.get_run("01ARZ3NDEKTSV4RRFFQ69G5FAV") is None
+    for odd in ("", "a\0b", "\ud800", "x" * 26, "1" * 10_000):
+        assert app.get_run(odd) is None
+        with pytest.raises(NotFoundError):
+            app.cancel(odd)
+        with pytest.raises(NotFoundError):
+            app.retrigger(odd)
     assert {run.job_name for run in first.get_runs()} == {"first"}
     assert len(first.get_runs(limit=2)) == 2
 
@@ -138,7 +144,9 @@ def test_limit_and_offset_work_without_each_other_and_beyond_the_end(app: Durabl
     assert app.get_runs(limit=0) == []
     assert ids(app.get_runs(limit=100)) == everything
     assert ids(app.get_runs(offset=4)) == everything[4:]
-    assert app.get_runs(offset=6) == app.get_runs(offset=600, limit=3) == []
+    assert app.get_runs(offset=6) == app.get_runs(offset=600, limit=3) == app.get_runs(offset=2**70) == []
+    assert ids(app.get_runs(limit=2**70)) == everything
+    assert app.purge_runs("100000h", limit=2**70) == 0
 
 
 def test_a_page_begins_at_one_place_which_exists(app: Durably, runs: list[Run]) -> None:

@@ -302,13 +302,18 @@ def test_a_worker_that_was_declared_dead_never_lives_again(app: Durably) -> None
 def test_a_heartbeat_tells_which_runs_were_cancelled_and_which_lost(app: Durably) -> None:
     # contract 51, 94
     worker, held = hold(app, *range(4))
-    app.cancel(held[1].id)
-    sql(app, "UPDATE durably_runs SET generation = 5 WHERE id = :id", id=held[2].id)
-    app.cancel(held[3].id)
+    for n in (1, 2, 3):
+        app.cancel(held[n].id)
+    app.retry(held[2].id)
     app.delete_run(held[3].id)
     answer = beat(app, worker, *held)
     assert answer.accepted
+    assert answer.lost == [(held[n].id, 1, "cancelled") for n in (1, 2, 3)]
+    recover(app, worker)
+    answer = beat(app, worker, *held)
+    assert not answer.accepted
     assert answer.lost == [
+        (held[0].id, 1, "lease_lost"),
         (held[1].id, 1, "cancelled"),
         (held[2].id, 1, "lease_lost"),
         (held[3].id, 1, "lease_lost"),
@@ -337,6 +342,28 @@ def test_nobody_is_judged_by_silence_before_the_judge_has_reached_the_database_f
         assert upkeep.recover_stale(now) == 0
     assert upkeep.recover_stale(180.5) == 1
     assert read(app, run.id).status == "pending"
+
+
+def test_nobody_is_silent_because_the_databases_clock_was_set(
+    make_app: AppMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # contract 63a
+    app = make_app(heartbeat_interval=5, stale_threshold=30)
+    worker, (run,) = hold(app)
+    upkeep = make_upkeep(app)
+    for now in range(100, 140, 5):
+        assert upkeep.recover_stale(now) == 0
+    # The clock is set an hour ahead, or the host was suspended for an hour: seen from then on, nobody has beaten since.
+    real_clock = runs.read_clock
+    monkeypatch.setattr(runs, "read_clock", lambda connection: real_clock(connection) + 3_600_000_000)
+    make_silent(app, worker, 3_600)
+    assert upkeep.recover_stale(140) == 0
+    make_silent(app, worker, -3_600)  # it beats, by that clock
+    for now in range(145, 180, 5):
+        assert upkeep.recover_stale(now) == 0
+    assert read(app, run.id).status == "running"
+    make_silent(app, worker, 31)
+    assert upkeep.recover_stale(180) == 1
 
 
 def test_a_recovery_at_the_start_judges_at_once_and_tells(app: Durably) -> None:
@@ -441,6 +468,66 @@ def test_one_worker_lets_its_slots_run_empty_for_a_run_that_was_passed_over_too_
     assert promises(other)
     assert [r.id for r in claim(app, other, company="isolated")] == [run.id]
     assert not promises(one)
+
+
+def test_no_worker_lets_its_slots_run_empty_for_a_run_whose_key_is_taken(app: Durably) -> None:
+    # contract 48, 68
+    handle = app.register(define_job("job", nothing))
+    holder, suspect = (handle.trigger(concurrency_key="k") for _ in range(2))
+    worker = add_worker(app, "job")
+    assert [run.id for run in claim(app, worker, company="beside")] == [holder.id]
+    sql(app, "UPDATE durably_runs SET interruptions = 2, pending_at = pending_at - 31000000 WHERE status = 'pending'")
+
+    def promises() -> bool:
+        return app.database.write(
+            lambda c: claims.await_overdue_run(c, worker_id=worker, jobs=["job"], isolate_after=2, patience=30.0)
+        )
+
+    assert not promises()
+    app.cancel(holder.id)
+    assert promises()
+    assert [run.id for run in claim(app, worker, company="isolated")] == [suspect.id]
+
+
+def test_a_run_that_must_be_alone_gets_its_turn_from_a_worker_whose_claims_never_end(make_app: AppMaker) -> None:
+    # contract 68
+    app = make_app(concurrency=2, **QUICK)
+
+    @app.job("short")
+    async def short(step: AsyncStep, input: int) -> None:
+        """Return at once, so that a claim is always on its way."""
+
+    @app.job("suspect")
+    async def suspect(step: AsyncStep, input: None) -> int:
+        return len(await app.aget_runs(status="pending", limit=1))
+
+    short.batch_trigger(range(6_000))
+    run = suspect.trigger()
+    sql(
+        app, "UPDATE durably_runs SET interruptions = 2, created_at = created_at + 3600000000 WHERE id = :id", id=run.id
+    )
+    app.start()
+    # While others were still waiting, not after them.
+    assert app.wait_for_run(run.id, timeout=30).output == 1
+    sql(app, "UPDATE durably_runs SET status = 'cancelled', completed_at = updated_at WHERE status = 'pending'")
+
+
+def test_a_run_that_is_held_alone_may_wait_for_runs_that_only_its_worker_can_take(make_app: AppMaker) -> None:
+    # contract 67a
+    app = make_app(concurrency=2, **QUICK)
+
+    @app.job("child")
+    def child(step: StepContext, input: int) -> int:
+        return input
+
+    @app.job("parent")
+    async def parent(step: AsyncStep, input: None) -> Any:
+        return (await child.atrigger_and_wait(3, timeout=20)).output
+
+    run = parent.trigger()
+    sql(app, "UPDATE durably_runs SET interruptions = 2")
+    app.start()
+    assert app.wait_for_run(run.id, timeout=20).output == 3
 
 
 def test_waiting_to_be_alone_ends_though_the_worker_is_never_idle_by_itself(make_app: AppMaker) -> None:

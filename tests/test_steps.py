@@ -594,6 +594,7 @@ def test_control_flow_inside_a_group_outweighs_ordinary_errors(app: Durably, eit
                 app.cancel(step.run_id)
             elif ending is LeaseLost:
                 sql(app, "UPDATE durably_runs SET generation = generation + 1")
+                sql(app, "UPDATE durably_workers SET state = 'dead'")
             else:
                 stopping.start()
                 assert step.cancelled.wait(10)

@@ -206,6 +206,18 @@ def test_an_exception_in_a_callback_ends_no_wait(app: Durably) -> None:
     assert [(e.context, e.error) for e in heard] == [("handler", "in a callback")]
 
 
+@pytest.mark.parametrize("name", ["on_progress", "on_log"])
+def test_a_callback_that_nobody_would_await_is_refused(app: Durably, name: str) -> None:
+    # contract 136
+    async def callback(_: Any) -> None:
+        """Do nothing."""
+
+    run = app.register(define_job("job", give_back)).trigger()
+    with pytest.raises(ValidationError) as refused:
+        app.wait_for_run(run.id, timeout=0, **{name: callback})
+    assert refused.value.field == name
+
+
 def test_trigger_and_wait_waits_for_the_existing_run(app: Durably) -> None:
     # contract 137
     handle = app.register(define_job("job", give_back))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, Integer, String, Text, bindparam, insert, literal, select, update
 
 from durably.store import claims, workers
-from durably.store.fence import find_lost, judge, look_at
+from durably.store.fence import find_lost, judge
 from durably.store.intents import (
     Beat,
     BeatAnswer,
@@ -128,12 +128,13 @@ _SINGLY: Final = frozenset({Failure, Release})
 _drop_outputs: Final = update(steps).where(steps.c.run_id == bindparam("run")).values(output=None)
 
 
-def write_batch(connection: Connection, intents: Sequence[Intent]) -> list[Any]:
+def write_batch(connection: Connection, intents: Sequence[Intent], worker_id: str | None = None) -> list[Any]:
     """
     Write *intents*, in the order: fenced writes, heartbeats, claims.
 
     Args:
         connection: In a write transaction.
+        worker_id: Whose they are.
 
     Returns:
         Their answers, in the order of *intents*: a `Verdict` for each that is fenced, a `BeatAnswer` for each
@@ -142,7 +143,7 @@ def write_batch(connection: Connection, intents: Sequence[Intent]) -> list[Any]:
     answers: dict[int, Any] = {}
     fenced = [intent for intent in intents if isinstance(intent, Fenced)]
     if fenced:
-        answers.update(_write_fenced(connection, fenced))
+        answers.update(_write_fenced(connection, fenced, worker_id))
     for intent in intents:
         if isinstance(intent, Beat):
             answers[id(intent)] = _write_beat(connection, intent)
@@ -152,7 +153,7 @@ def write_batch(connection: Connection, intents: Sequence[Intent]) -> list[Any]:
     return [answers[id(intent)] for intent in intents]
 
 
-def _write_fenced(connection: Connection, fenced: Sequence[Fenced]) -> dict[int, Verdict]:
+def _write_fenced(connection: Connection, fenced: Sequence[Fenced], worker_id: str | None) -> dict[int, Verdict]:
     groups: dict[type[Fenced], list[Fenced]] = {}
     for intent in fenced:
         groups.setdefault(type(intent), []).append(intent)
@@ -162,7 +163,7 @@ def _write_fenced(connection: Connection, fenced: Sequence[Fenced]) -> dict[int,
         for part in [[intent] for intent in group] if kind in _SINGLY else [group] if group else []:
             written = connection.execute(statement, [values(intent) for intent in part]).rowcount
             if written != len(part):
-                verdicts.update(_find_refused(connection, part))
+                verdicts.update(_find_refused(connection, part, worker_id))
     slimmed = [
         {"run": i.run_id}
         for i in groups.get(Completion, ())
@@ -173,15 +174,15 @@ def _write_fenced(connection: Connection, fenced: Sequence[Fenced]) -> dict[int,
     return verdicts
 
 
-def _find_refused(connection: Connection, group: Sequence[Fenced]) -> dict[int, Verdict]:
+def _find_refused(connection: Connection, group: Sequence[Fenced], worker_id: str | None) -> dict[int, Verdict]:
     """
     Tell which of *group*, whose statement has just run, the fence refused.
 
     A run is in its intent's generation if nobody claimed it since, and completed only if the intent itself did it.
     """
-    found = look_at(connection, {intent.run_id for intent in group})
     status = "completed" if isinstance(group[0], Completion) else "running"
-    return {id(intent): judge(found.get(intent.run_id), (status, intent.generation)) for intent in group}
+    verdicts = judge(connection, [(intent.run_id, status, intent.generation) for intent in group], worker_id)
+    return {id(intent): verdict for intent, verdict in zip(group, verdicts, strict=True)}
 
 
 def _write_beat(connection: Connection, beat: Beat) -> BeatAnswer:
@@ -201,7 +202,7 @@ def _write_beat(connection: Connection, beat: Beat) -> BeatAnswer:
     )
     return BeatAnswer(
         accepted=accepted,
-        lost=find_lost(connection, beat.held) if beat.held else (),
+        lost=find_lost(connection, beat.held, beat.worker_id) if beat.held else (),
         run_waits_to_be_alone=waits,
     )
 

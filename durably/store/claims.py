@@ -64,8 +64,9 @@ _holder: Final = runs.alias("holder")
 
 
 def _is_known(table: Any, count: int) -> ColumnElement[bool]:
-    """Compare the job with each of *count* names; unlike IN, whose list is written anew for each execution."""
-    return or_(*(table.c.job_name == bindparam(f"job_{i}") for i in range(count)))
+    """Compare the job with *count* names, each a parameter: a list as one would be written anew for each execution."""
+    known: ColumnElement[bool] = table.c.job_name.in_([bindparam(f"job_{i}") for i in range(count)])
+    return known
 
 
 def _names(jobs: Sequence[str]) -> dict[str, str]:
@@ -224,32 +225,34 @@ def is_any_claimable(connection: Connection, jobs: Sequence[str]) -> bool:
     return connection.execute(_pending_of(len(jobs)), _names(jobs)).first() is not None
 
 
-_may_promise: Final = or_(
-    runs.c.awaited_by.is_(None),
-    runs.c.awaited_by == bindparam("claimer"),
-    ~exists().where(workers.c.id == runs.c.awaited_by, workers.c.state == "alive"),
-)
+def _may_promise(table: Any) -> ColumnElement[bool]:
+    return or_(
+        table.c.awaited_by.is_(None),
+        table.c.awaited_by == bindparam("claimer"),
+        ~exists().where(workers.c.id == table.c.awaited_by, workers.c.state == "alive"),
+    )
 
 
 @lru_cache(maxsize=64)
 def _overdue_of(job_count: int) -> Select[Any]:
     return (
-        select(runs.c.id)
+        select(_candidate.c.id)
         .where(
-            has_status("pending"),
-            _is_known(runs, job_count),
-            runs.c.interruptions >= bindparam("isolate_after"),
-            runs.c.pending_at < now() - bindparam("patience"),
-            _may_promise,
+            has_status("pending", _candidate),
+            _is_known(_candidate, job_count),
+            _candidate.c.interruptions >= bindparam("isolate_after"),
+            _candidate.c.pending_at < now() - bindparam("patience"),
+            _key_is_free(job_count),  # or the slots would run empty for what cannot be claimed anyhow
+            _may_promise(_candidate),
         )
-        .order_by(runs.c.created_at, runs.c.id)
+        .order_by(_candidate.c.created_at, _candidate.c.id)
         .limit(literal_column("1"))
     )
 
 
 _await_run: Final = (
     update(runs)
-    .where(runs.c.id == bindparam("run_id"), has_status("pending"), _may_promise)
+    .where(runs.c.id == bindparam("run_id"), has_status("pending"), _may_promise(runs))
     .values(awaited_by=bindparam("claimer"))
 )
 
@@ -273,6 +276,7 @@ def await_overdue_run(
         "claimer": worker_id,
         **_names(jobs),
         "isolate_after": isolate_after,
+        "below_interruptions": _any,
         "patience": int(patience * 1e6),
     }
     run_id = connection.execute(_overdue_of(len(jobs)), values).scalar()

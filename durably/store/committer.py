@@ -57,12 +57,19 @@ class Committer:
         database: Opened by the thread, not before.
         longest_pause: Seconds between attempts while the database is away.
         on_outage: Called from the thread once per outage, with the error, and with None when it is over.
+        worker_id: Whose intents are written.
     """
 
     def __init__(
-        self, database: Database, *, longest_pause: float, on_outage: Callable[[BaseException | None], None]
+        self,
+        database: Database,
+        *,
+        longest_pause: float,
+        on_outage: Callable[[BaseException | None], None],
+        worker_id: str | None = None,
     ) -> None:
         self._database = database
+        self._worker_id = worker_id
         self._on_outage = on_outage
         self._pause = Pause(_FIRST_PAUSE_SECONDS, longest_pause)
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
@@ -81,6 +88,10 @@ class Committer:
     def is_out(self) -> bool:
         """Whether the database is away, as far as the last attempt told."""
         return self._is_out
+
+    def is_writing_thread(self) -> bool:
+        """Whether this thread is the one that writes; what waits there for a commit waits for ever."""
+        return threading.current_thread() is self._thread
 
     def start(self) -> None:
         """Begin to write."""
@@ -121,6 +132,13 @@ class Committer:
         self._closing.set()
 
     def _run(self) -> None:
+        try:
+            self._write_what_comes()
+        finally:
+            self._has_ended = True
+            self._refuse_what_waits()
+
+    def _write_what_comes(self) -> None:
         while True:
             try:
                 first = self._orders.get(timeout=_SECONDS_BETWEEN_RINGS if self._ring_is_due else None)
@@ -135,8 +153,6 @@ class Committer:
         if self._ring_is_due:
             self._ring()
         self._disconnect()
-        self._has_ended = True
-        self._refuse_what_waits()
 
     def _refuse_what_waits(self) -> None:
         """Answer those who came too late, as the fence would: nobody may wait for a commit that never comes."""
@@ -199,7 +215,7 @@ class Committer:
         def write(connection: Connection) -> list[Any]:
             if and_what_waits:
                 self._take_what_waits(batch)
-            return write_batch(connection, [intent for intent, _ in batch])
+            return write_batch(connection, [intent for intent, _ in batch], self._worker_id)
 
         if self._connection is None:
             self._database.check()
@@ -236,7 +252,7 @@ class Committer:
     def _wait_out(self, error: BaseException) -> None:
         if not self._is_out:
             self._is_out = True
-            self._on_outage(error)
+            self._on_outage(unavailable(error, self._database.dialect))
         self._closing.wait(self._pause.next())
 
     def _is_back(self) -> None:

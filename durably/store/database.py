@@ -126,16 +126,18 @@ class Database:
             yield connection
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """Hold a connection for reading, in one transaction."""
-        self.check()
+    def reading(self, *, checked: bool = True) -> Iterator[Connection]:
+        """Hold a connection for reading, in one transaction; *checked* as of `read`."""
+        if checked:
+            self.check()
         with self.connection() as connection:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self, *, checked: bool = True) -> Iterator[Connection]:
         """Hold a connection in one write transaction: committed at the end, rolled back on an error."""
-        self.check()
+        if checked:
+            self.check()
         with self.connection() as connection, self.dialect.writing(connection, timeout=self.timeout):
             yield connection
 
@@ -146,6 +148,7 @@ class Database:
         Raises:
             SchemaOutdatedError: It is missing or behind.
             SchemaTooNewError: It is ahead.
+            CopyUnfinishedError: A copy into it has not ended.
         """
         if self._checked and self._pid == os.getpid():
             return
@@ -154,32 +157,36 @@ class Database:
             check_schema(connection, self.dialect.safe_url)
         self._checked = True
 
-    def read(self, query: Callable[[Connection], T]) -> T:
+    def read(self, query: Callable[[Connection], T], *, checked: bool = True) -> T:
         """
         Run *query* for a caller; contention is waited out.
+
+        Args:
+            checked: Only if the schema is the code's. A copy works on a target that is closed to all others.
 
         Raises:
             DatabaseUnavailableError: It did not succeed within database_timeout, or never will.
         """
 
         def once() -> T:
-            with self.reading() as connection:
+            with self.reading(checked=checked) as connection:
                 return query(connection)
 
         return self._persist(once)
 
-    def write(self, change: Callable[[Connection], T], *, rings: bool = False) -> T:
+    def write(self, change: Callable[[Connection], T], *, rings: bool = False, checked: bool = True) -> T:
         """
         Run *change* for a caller in one write transaction; contention is waited out.
 
         Args:
             rings: Whether others may be waiting for what is changed: idle workers, those that wait for a run.
+            checked: As of `read`.
 
         Raises:
             DatabaseUnavailableError: It did not succeed within database_timeout, or never will.
         """
         attempts: Attempts[T] = Attempts()
-        changed = self._persist(lambda: attempts.write(self.writing, change))
+        changed = self._persist(lambda: attempts.write(lambda: self.writing(checked=checked), change))
         if rings and self.dialect.capabilities.wakes == "ring":
             with contextlib.suppress(SQLAlchemyError, OSError), self.connection() as connection:
                 self.dialect.ring(connection)  # if it fails, polling is the net

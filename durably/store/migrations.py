@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, column, inspect, select, table
+from sqlalchemy import Connection, column, inspect, select, table, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from durably.errors import DatabaseUnavailableError, SchemaOutdatedError, SchemaTooNewError
+from durably.errors import CopyUnfinishedError, DatabaseUnavailableError, SchemaOutdatedError, SchemaTooNewError
 from durably.store.tables import REVISION, VERSION_TABLE
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from durably.store.dialects import Dialect
+
+UNFINISHED_COPY: Final = "copying"
+"""The revision of a database into which a copy has not ended; a durably that knows no copies refuses it too."""
 
 _PACKAGED: Final = Path(__file__).parent / "alembic_scripts"
 _IN_THE_REPOSITORY: Final = Path(__file__).parents[2] / "alembic"
@@ -40,6 +43,17 @@ def current_revision(connection: Connection) -> str | None:
     return connection.execute(select(_version.c.version_num)).scalar_one_or_none()
 
 
+def replace_revision(connection: Connection, expected: str, new: str) -> bool:
+    """
+    Write another revision in the place of *expected*.
+
+    Returns:
+        Whether it was there.
+    """
+    found = update(_version).where(_version.c.version_num == expected).values(version_num=new)
+    return connection.execute(found).rowcount > 0
+
+
 def check_schema(connection: Connection, safe_url: str) -> None:
     """
     Compare the database's revision with the code's.
@@ -51,8 +65,11 @@ def check_schema(connection: Connection, safe_url: str) -> None:
     Raises:
         SchemaOutdatedError: It is missing or behind.
         SchemaTooNewError: The code does not know it.
+        CopyUnfinishedError: There is none until the copy into it has ended.
     """
     found = current_revision(connection)
+    if found == UNFINISHED_COPY:
+        raise CopyUnfinishedError(safe_url)
     if found is not None and found not in _KNOWN_REVISIONS:
         raise SchemaTooNewError(found, REVISION)
     if found != REVISION:
@@ -73,6 +90,7 @@ def migrate(engine: Engine, dialect: Dialect, *, timeout: float) -> bool:
 
     Raises:
         SchemaTooNewError: The code does not know the database's revision; nothing was written.
+        CopyUnfinishedError: A copy into it has not ended; nothing was written.
     """
     if _is_current(engine, dialect):
         return False

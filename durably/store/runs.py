@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import and_, bindparam, delete, func, literal_column, or_, select, update
 
 from durably.errors import ConflictError, NotFoundError
+from durably.ids import is_id
 from durably.store.rows import to_labels, to_log_entry, to_run, to_step
 from durably.store.tables import has_status, logs, now, runs, steps
 from durably.store.tables import labels as labels_table
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from durably.model import LogEntry, Run, Status, Step
 
+_MOST_ROWS: Final = 2**62
 _run: Final = select(runs).where(runs.c.id == bindparam("run_id"))
 # Nobody changes it until the transaction's end, where the database locks rows; else nobody does anyhow.
 _locked_run: Final = _run.with_for_update()
@@ -46,8 +48,13 @@ _newest_cancelled: Final = (
 
 def get_run(connection: Connection, run_id: str) -> Run | None:
     """Look a run up; None if there is none of that id."""
-    row = connection.execute(_run, {"run_id": run_id}).first()
+    row = _find(connection, _run, run_id)
     return None if row is None else _with_counts(connection, [row])[0]
+
+
+def _find(connection: Connection, query: Select[Any], run_id: str) -> Row[Any] | None:
+    # What is no id may be text that a database refuses.
+    return connection.execute(query, {"run_id": run_id}).first() if is_id(run_id) else None
 
 
 def require_run(connection: Connection, run_id: str, *, locked: bool = False) -> Run:
@@ -60,7 +67,7 @@ def require_run(connection: Connection, run_id: str, *, locked: bool = False) ->
     Raises:
         NotFoundError: There is none of that id.
     """
-    row = connection.execute(_locked_run if locked else _run, {"run_id": run_id}).first()
+    row = _find(connection, _locked_run if locked else _run, run_id)
     if row is None:
         raise NotFoundError(f"there is no run {run_id!r}")
     return _with_counts(connection, [row])[0]
@@ -100,7 +107,7 @@ def get_runs(
             runs.c.id.in_(select(labels_table.c.run_id).where(labels_table.c.key == key, labels_table.c.value == value))
         )
     if before is not None:
-        row = connection.execute(_run, {"run_id": before}).first()
+        row = _find(connection, _run, before)
         if row is None:
             raise NotFoundError(f"before: there is no run {before!r}")
         query = query.where(
@@ -110,9 +117,14 @@ def get_runs(
             )
         )
     if limit is not None or offset:
-        # An offset needs a limit on some dialects; no table holds more rows than this.
-        query = query.limit(2**62 if limit is None else limit).offset(offset)
+        # An offset needs a limit on some dialects.
+        query = query.limit(_bounded(limit)).offset(_bounded(offset))
     return _with_counts(connection, connection.execute(query).all())
+
+
+def _bounded(count: int | None) -> int:
+    """Fit a count, or None for no bound, into what databases take; no table holds more rows."""
+    return _MOST_ROWS if count is None else min(count, _MOST_ROWS)
 
 
 def _with_counts(connection: Connection, rows: Sequence[Row[Any]]) -> list[Run]:
@@ -278,7 +290,7 @@ def purge_runs(connection: Connection, *, before: int, limit: int) -> list[tuple
         select(runs.c.id, runs.c.job_name, runs.c.labels)
         .where(runs.c.completed_at.is_not(None), runs.c.completed_at < before)
         .order_by(runs.c.completed_at, runs.c.id)
-        .limit(limit)
+        .limit(_bounded(limit))
         .with_for_update(skip_locked=True)  # one that is being retried is no longer ended
     ).all()
     _delete_all(connection, [row.id for row in doomed])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from sqlalchemy import bindparam, insert, literal_column, select
 
 from durably.errors import ConflictError, NotFoundError
-from durably.ids import new_id
+from durably.ids import is_id, new_id
 from durably.model import ACTIVE
 from durably.store.rows import to_labels, to_run
 from durably.store.tables import has_status, now, runs
@@ -122,7 +122,7 @@ def read_original(connection: Connection, run_id: str) -> NewRun:
         NotFoundError: There is none of that id.
         ConflictError: It is pending or running; with its status.
     """
-    row = connection.execute(_by_id, {"run_id": run_id}).first()
+    row = connection.execute(_by_id, {"run_id": run_id}).first() if is_id(run_id) else None
     if row is None:
         raise NotFoundError(f"there is no run {run_id!r}")
     if row.status in ACTIVE:

@@ -8,6 +8,7 @@ together here: half a line is kept until its rest comes, or dropped at the end o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import Any, Final
@@ -15,6 +16,7 @@ from typing import Any, Final
 import orjson
 
 from durably.events import Event, as_record
+from durably.forks import after_fork_in_child
 from durably.telemetry.schema import OMITTABLE
 
 _MOST_BYTES_AT_ONCE: Final = 1 << 20
@@ -22,6 +24,7 @@ _LONGEST_VALUE: Final = 16 * 1024
 _MOST_BUFFERED: Final = 20_000
 _GATHER_SECONDS: Final = 0.01
 _CLOSING_SECONDS: Final = 2.0
+_STDERR: Final = 2
 
 
 class Channel:
@@ -125,8 +128,16 @@ class Outbox:
         self._lines: list[bytes] = []
         self._is_closing = False
         self.dropped = 0
+        # Written by a forked child, which is alone: it has a copy without a thread, of a channel that is not its own.
+        self._is_copy = False
+        after_fork_in_child(self._become_copy)
         self._thread = threading.Thread(target=self._run, name="durably-outbox", daemon=True)
         self._thread.start()
+
+    def _become_copy(self) -> None:
+        self._filled = threading.Condition()
+        self._lines = []
+        self._is_copy = True
 
     def __call__(self, event: Event) -> None:
         """Put an event into the buffer. One that cannot be written counts as dropped: telling must not fail a run."""
@@ -139,12 +150,16 @@ class Outbox:
         self._put(line)
 
     def send_record(self, record: dict[str, Any]) -> None:
-        """Put a line that is no event into the buffer."""
+        """Put a line that is no event into the buffer; what a process says that a job has forked goes to stderr."""
+        if self._is_copy:
+            with contextlib.suppress(OSError):
+                os.write(_STDERR, f"{record.get('message', '')}\n".encode(errors="backslashreplace"))
+            return
         self._put(orjson.dumps(record, default=str) + b"\n")
 
     def _put(self, line: bytes) -> None:
         with self._filled:
-            if len(self._lines) >= _MOST_BUFFERED:
+            if self._is_copy or len(self._lines) >= _MOST_BUFFERED:
                 self.dropped += 1
                 return
             self._lines.append(line)

@@ -29,9 +29,9 @@ class Claimer:
     Args:
         worker_id: Who claims.
         registry: The jobs it knows.
-        settings: Of them concurrency, isolate_after and polling_interval.
+        settings: Of them concurrency, isolate_after, stale_threshold and polling_interval.
         committer: Writes the claims.
-        doorbell: Listened to exactly while a slot is free, as each ring is for one idle worker; None only polls.
+        doorbell: Listened to exactly while a run may be claimed, as each ring is for one idle worker; None only polls.
         budget: Claim at most so many runs in all; None for no bound.
         begin: Called with each claimed run.
         found_nothing: Called when no slot is taken and the last claim brought nothing, or the budget is spent.
@@ -65,6 +65,9 @@ class Claimer:
         self._listening = False
         # By which a run that must be alone may come, or by which it is held: no other claim is made meanwhile.
         self._exclusive = False
+        # When a run that is held alone gets company all the same: it may wait for runs that only this worker can take.
+        self._alone_for: Final = settings.stale_threshold
+        self._company_at: asyncio.TimerHandle | None = None
         self._run_waits_to_be_alone = False
         self._pause = Pause(settings.polling_interval / 10, settings.polling_interval * 10)
         self._not_before = 0.0
@@ -99,7 +102,7 @@ class Claimer:
         """Take a slot back whose run has ended, and claim for it, in the commit in which that end is written."""
         self.free += 1
         if self.is_empty:
-            self._exclusive = False
+            self._end_exclusion()
         self._claim(1)
         if self.is_empty and self.is_spent:
             self._found_nothing()
@@ -114,6 +117,7 @@ class Claimer:
         self._run_waits_to_be_alone = waits
         if waits and self.is_empty:
             self.fill()
+        self._listen()
 
     def stop(self) -> None:
         """Claim nothing more; what is on its way still comes."""
@@ -154,7 +158,10 @@ class Claimer:
         claimed = [] if error is not None else answer.result()
         self._spend(len(claimed) - limit)
         self._exclusive = any(run.interruptions >= self._isolate_after for run in claimed)
-        self._run_waits_to_be_alone = False
+        if self._exclusive:
+            self._company_at = asyncio.get_running_loop().call_later(self._alone_for, self._give_company)
+        if company == "isolated":  # others were on their way already, and did not look for it
+            self._run_waits_to_be_alone = False
         for run in claimed:
             self._begin(run)
         if error is not None:
@@ -171,13 +178,24 @@ class Claimer:
                     self._claim(self.free)  # which left out a run that must be alone, or all others
         self._listen()
 
+    def _give_company(self) -> None:
+        self._end_exclusion()
+        self.fill()
+
+    def _end_exclusion(self) -> None:
+        self._exclusive = False
+        if self._company_at is not None:
+            self._company_at.cancel()
+            self._company_at = None
+
     def _spend(self, slots: int) -> None:
         self.free -= slots
         if self._budget is not None:
             self._budget -= slots
 
     def _listen(self) -> None:
-        wanted = self.free > 0 and not self._stopped
+        # A ring is for one worker: none may take it that could not claim now.
+        wanted = self.free > 0 and not self._stopped and self._company() is not None
         if self._doorbell is None or wanted == self._listening:
             return
         self._listening = wanted

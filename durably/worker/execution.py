@@ -86,6 +86,9 @@ class Host(Protocol):
     def is_cut_off(self) -> bool:
         """Whether no heartbeat was accepted for stale_threshold."""
 
+    def stop(self, *, release: bool, reason: str) -> None:
+        """Claim nothing more, and hand back what is held. On the worker's loop."""
+
     async def keep_writing(self, intent: Fenced, refusal: DatabaseUnavailableError) -> Verdict:
         """Try what the database has refused to write again. On the worker's loop."""
 

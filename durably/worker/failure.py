@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import traceback
 from pathlib import Path
@@ -29,22 +30,26 @@ class Description(NamedTuple):
 
 def describe(error: BaseException) -> Description:
     """Put *error* into words: its chain of causes, without durably's own frames at the top."""
-    lines = traceback.format_exception(type(error), error, _first_foreign(error.__traceback__))
-    return Description(_storable(_message(error)), type_name(error), _storable("".join(lines)))
+    return Description(_storable(_message(error)), type_name(error), _storable(_traceback(error)))
 
 
 def type_name(error: BaseException) -> str:
     """Name an exception's class: with its module, unless that is Python or durably."""
     kind = type(error)
-    own = kind.__module__ == "builtins" or kind.__module__.split(".")[0] == "durably"
-    return kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}"
+    module = str(kind.__module__)  # which a class may have made anything
+    own = module == "builtins" or module.split(".", maxsplit=1)[0] == "durably"
+    return kind.__qualname__ if own else f"{module}.{kind.__qualname__}"
 
 
 def has_control_flow(error: BaseException) -> bool:
-    """Tell what ends a run from outside, also inside a group, where it outweighs ordinary errors."""
+    """
+    Tell what ends a run from outside, also inside a group, where it outweighs ordinary errors.
+
+    The run's task is cancelled when its loop is being ended, by Ctrl-C say.
+    """
     if isinstance(error, BaseExceptionGroup):
         return any(has_control_flow(part) for part in error.exceptions)
-    return isinstance(error, ControlFlow)
+    return isinstance(error, (ControlFlow, asyncio.CancelledError))
 
 
 def call_plain(fn: Callable[..., T], *args: Any) -> T:
@@ -63,10 +68,17 @@ def call_plain(fn: Callable[..., T], *args: Any) -> T:
         end_if_forked(process)
 
 
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(type(error), error, _first_foreign(error.__traceback__)))
+    except BaseException as worse:  # noqa: BLE001 - nor may a chain of them that is too deep, or a broken __str__ in it
+        return f"<no traceback: {type(worse).__qualname__}>"
+
+
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception as worse:  # noqa: BLE001 - a broken __str__ must not hide the failure
+        return str.__str__(str(error))  # exactly a str, whatever the class made of it
+    except BaseException as worse:  # noqa: BLE001 - a broken __str__ must not hide the failure
         return f"<no message: __str__ raised {type(worse).__qualname__}>"
 
 

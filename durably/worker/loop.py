@@ -84,10 +84,14 @@ class Worker:
         look_around: Callable[[float], None] = lambda _now: None,
         events_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._me: Final = new_worker(registry.names(), settings.concurrency, worker_id, supervisor_id)
         self.emitter: Final = emitter
         self.max_payload_bytes: Final = settings.max_payload_bytes
         self.committer: Final = Committer(
-            database, longest_pause=10 * settings.polling_interval, on_outage=self.tell_outage
+            database,
+            longest_pause=10 * settings.polling_interval,
+            on_outage=self.tell_outage,
+            worker_id=self._me.id,
         )
         self._database: Final = database
         self._registry: Final = registry
@@ -97,7 +101,6 @@ class Worker:
         self._most_runs: Final = most_runs
         self._until_idle: Final = until_idle
         self._events_dropped: Final = events_dropped
-        self._me: Final = new_worker(registry.names(), settings.concurrency, worker_id, supervisor_id)
         self._pulse: Final = Pulse(
             self,
             self.committer,
@@ -177,6 +180,10 @@ class Worker:
         try:
             await self._look_for_work()
             await self._let_end()
+        except BaseException:
+            # The loop is being ended, by Ctrl-C say, and cancels the task of each run: they go back, and do not fail.
+            self.stop(release=True, reason="interrupted")
+            raise
         finally:
             self._pulse.stop()
         await asyncio.to_thread(self._close)
@@ -203,9 +210,9 @@ class Worker:
         if self.committer.is_out or self._refused:
             self._lose_everything("database")
 
-    def is_loop_thread(self) -> bool:
-        """Whether this call comes from the worker's event loop."""
-        return threading.get_ident() == self._thread_id
+    def must_not_block(self) -> bool:
+        """Whether this thread is the worker's event loop, or the one that writes for it."""
+        return threading.get_ident() == self._thread_id or self.committer.is_writing_thread()
 
     def cancelled_here(self, run_id: str, generation: int) -> bool:
         """Learn, in any thread, that this process has cancelled a run; tell whether that was told already."""
@@ -222,7 +229,7 @@ class Worker:
             self._is_check_wanted = False
             held = self._held.keys()
             with contextlib.suppress(DurablyError):  # the database is away: the next heartbeat tells
-                lost = await asyncio.to_thread(self._database.read, lambda c, held=held: find_lost(c, held))
+                lost = await asyncio.to_thread(self._database.read, lambda c, held=held: find_lost(c, held, self.id))
                 self._held.lose(lost)
 
     async def _look_for_work(self) -> None:

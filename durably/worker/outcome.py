@@ -14,6 +14,7 @@ from durably.forks import end_if_forked
 from durably.worker.context import current_execution
 from durably.worker.failure import Description, call_plain, describe, has_control_flow
 from durably.worker.step import AsyncStep, Step
+from durably.worker.threads import run_in_thread
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -78,9 +79,15 @@ async def _call(execution: Execution, executors: Executors) -> Any:
     if job.is_async:
         return await _call_async(execution, AsyncStep(execution, loop, executors.steps), value)
     context = contextvars.copy_context()
-    return await loop.run_in_executor(
-        executors.jobs, context.run, call_plain, job.run, Step(execution, loop, executors.steps), value
-    )
+    step = Step(execution, loop, executors.steps)
+    function = run_in_thread(execution, executors.jobs, context.run, call_plain, job.run, step, value)
+    try:
+        return await function
+    except asyncio.CancelledError:
+        if function.cancelled():
+            # The loop is being ended, and the function may run on: nobody may have the run before this process is gone.
+            execution.token.fire("lease_lost")
+        raise
 
 
 async def _call_async(execution: Execution, step: AsyncStep, value: Any) -> Any:

@@ -15,6 +15,7 @@ from durably.model import LogLevel, Progress
 from durably.worker.context import current_step
 from durably.worker.execution import Call, Execution, Hold, Write
 from durably.worker.failure import call_plain
+from durably.worker.threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -222,7 +223,7 @@ class AsyncStep(_Context):
             if is_async_callable(fn):
                 return await fn(*args)
             context = contextvars.copy_context()
-            return await self._loop.run_in_executor(self._executor, lambda: context.run(call_plain, fn, *args))
+            return await run_in_thread(self._execution, self._executor, context.run, call_plain, fn, *args)
         finally:
             end_if_forked(process)
             current_step.reset(outer)

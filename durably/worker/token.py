@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from durably.errors import CONTROL_FLOW
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from durably.errors import ControlFlow, Reason
 
@@ -46,15 +47,15 @@ class Token:
             Whether it has fired.
         """
         fired = threading.Event()
-        self._watch(fired.set)
-        return fired.wait(timeout)
+        with self._watched_by(fired.set):
+            return fired.wait(timeout)
 
     async def fired(self) -> Reason:
         """Await its firing; give the reason."""
         loop = asyncio.get_running_loop()
         fired = asyncio.Event()
-        self._watch(partial(_set_on, loop, fired))
-        await fired.wait()
+        with self._watched_by(partial(_set_on, loop, fired)):
+            await fired.wait()
         assert self.reason is not None
         return self.reason
 
@@ -90,12 +91,20 @@ class Token:
             tell()
         return True
 
-    def _watch(self, tell: Callable[[], None]) -> None:
+    @contextmanager
+    def _watched_by(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Call *tell* when it fires, at once if it has; no longer than who watches: a step may look for hours."""
         with self._lock:
-            if self.reason is None:
+            has_fired = self.reason is not None
+            if not has_fired:
                 self._watchers.append(tell)
-                return
-        tell()
+        if has_fired:
+            tell()
+        try:
+            yield
+        finally:
+            with self._lock, contextlib.suppress(ValueError):  # it has fired meanwhile
+                self._watchers.remove(tell)
 
 
 def _set_on(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

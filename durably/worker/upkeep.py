@@ -7,6 +7,7 @@ transaction whose condition is in the write.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -16,6 +17,8 @@ from durably.worker.identity import is_gone, machine_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from sqlalchemy import Connection
 
     from durably.emitter import Emitter
     from durably.settings import Settings
@@ -30,7 +33,8 @@ _WORDS: Final[Mapping[Ending, str]] = {
 }
 _HOUSEKEEPING_SECONDS: Final = 60.0
 _PURGE_CHUNK: Final = 500
-_PURGE_SECONDS: Final = 2.0
+# At a time, for the keeper has more to do; while more is due, it purges half of the time.
+_PURGE_SECONDS: Final = 0.5
 
 
 class Upkeep:
@@ -62,13 +66,15 @@ class Upkeep:
         # When this process began to reach the database without a gap, by its monotonic clock; None in a gap.
         self._reached_since: float | None = None
         self._reached_at = 0.0
+        self._clock_ahead = 0.0
         self._next_recovery = 0.0
         self._next_housekeeping = time.monotonic() + _HOUSEKEEPING_SECONDS
+        self._next_purge = math.inf
         self._next_report = time.monotonic() + settings.unknown_job_interval
 
     def next_due(self) -> float:
         """Tell when the next round is due, by the monotonic clock."""
-        return min(self._next_recovery, self._next_housekeeping, self._next_report)
+        return min(self._next_recovery, self._next_housekeeping, self._next_purge, self._next_report)
 
     def round(self, now: float) -> None:
         """
@@ -83,8 +89,11 @@ class Upkeep:
             self._try("upkeep", self._database.upkeep)
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + _HOUSEKEEPING_SECONDS
-            self._try("retention", self._purge)
+            self._next_purge = now
             self._try("workers", lambda: self._database.write(workers.forget_old))
+        if now >= self._next_purge:
+            self._next_purge = math.inf
+            self._try("retention", self._purge)
         if now >= self._next_report:
             self._next_report = now + self._settings.unknown_job_interval
             self._try("unknown-jobs", self._report_unknown_jobs)
@@ -112,22 +121,33 @@ class Upkeep:
         dead: dict[str, Ending] = dict.fromkeys(self._gone_from_this_machine(), "died")
         # In a write transaction, with locks: who can only read has not reached the database as a heartbeat must.
         began = time.monotonic()
-        silent = self._database.write(
-            lambda c: workers.find_silent(c, self._settings.stale_threshold, except_of=self._supervisor_id)
-        )
-        if self._has_judgement(now + time.monotonic() - began) or at_start:
+
+        def look(connection: Connection) -> tuple[list[str], float]:
+            found = workers.find_silent(connection, self._settings.stale_threshold, except_of=self._supervisor_id)
+            return found, runs.read_clock(connection) / 1e6 - time.monotonic()
+
+        silent, clock_ahead = self._database.write(look)
+        if self._has_judgement(now + time.monotonic() - began, clock_ahead) or at_start:
             dead = {worker_id: dead.get(worker_id, "silent") for worker_id in (*silent, *dead)}
         return sum(self.recover(worker_id, reason=reason) for worker_id, reason in dead.items())
 
-    def _has_judgement(self, now: float) -> bool:
-        """Tell whether this process has reached the database without a gap for stale_threshold."""
+    def _has_judgement(self, now: float, clock_ahead: float) -> bool:
+        """
+        Tell whether this process has reached the database without a gap for stale_threshold.
+
+        Args:
+            now: Monotonic seconds.
+            clock_ahead: By how many seconds the database's clock is ahead of this process's monotonic one. Where that
+                has changed, the clock was set, or stood while the host was suspended: everybody seems silent.
+        """
         # Rounds come every heartbeat interval; a gap is what an outage, or a suspended host, leaves between them.
         # One too short to be told from a late round must not make a worker silent either.
         beat, silence = self._settings.heartbeat_interval, self._settings.stale_threshold
         gap = max(1.5 * beat, min(2 * beat + 1, silence - beat))
-        if self._reached_since is None or now - self._reached_at > gap:
+        step = abs(clock_ahead - self._clock_ahead)
+        if self._reached_since is None or now - self._reached_at > gap or step > (silence - beat) / 2:
             self._reached_since = now
-        self._reached_at = now
+        self._reached_at, self._clock_ahead = now, clock_ahead
         return now - self._reached_since >= self._settings.stale_threshold
 
     def _gone_from_this_machine(self) -> list[str]:
@@ -178,7 +198,7 @@ class Upkeep:
         return len(recovered)
 
     def _purge(self) -> None:
-        """Delete what is older than retain_runs, in small transactions, for at most two seconds a round."""
+        """Delete what is older than retain_runs, in small transactions, some at a time until none is due."""
         if self._settings.retain_runs is None:
             return
         age = int(self._settings.retain_runs * 1e6)
@@ -191,6 +211,7 @@ class Upkeep:
                 self._emitter.emit(events.RunDelete(run_id=run_id, job_name=job_name, labels=labels, reason="purge"))
             if len(purged) < _PURGE_CHUNK:
                 return
+        self._next_purge = time.monotonic() + _PURGE_SECONDS
 
     def _report_unknown_jobs(self) -> None:
         unknown = self._database.read(lambda c: workers.unknown_jobs(c, older_than=self._settings.unknown_job_interval))

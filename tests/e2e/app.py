@@ -105,6 +105,7 @@ def fork(step: StepContext, code: int) -> int:
     """Fork a child that returns as its parent does, or raises; give its exit code."""
     if pid := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print("printed by a forked child", flush=True)
     if code:
         raise ValueError
     return 0

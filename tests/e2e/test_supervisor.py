@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 
 from durably import Supervisor, define_job
 from durably.apps import load_app
@@ -279,6 +279,7 @@ def test_a_child_that_a_job_forks_and_lets_return_ends_there(tmp_path: Path, cod
         run = supervised.client.get_run(run_id)
         assert run is not None
         assert (run.status, run.output) == ("completed", code)
+        assert "printed by a forked child" in supervised.errors()
 
 
 # contract 147
@@ -440,6 +441,25 @@ def test_in_a_process_with_threads_it_spawns_instead_of_forking(tmp_path: Path, 
     finally:
         release.set()
         other.join()
+
+
+def test_a_worker_that_executes_a_run_alone_takes_no_other_workers_wake_up(tmp_path: Path) -> None:
+    # contract 34, 67
+    supervised = Supervised(tmp_path, "--concurrency", "4", polling_interval=5)
+    (alone,) = supervised.trigger("heed", None)
+    with supervised.client.database.writing() as connection:
+        connection.execute(text("UPDATE durably_runs SET interruptions = 2"))
+    with supervised:
+        supervised.until_ready(2)
+        eventually(supervised.notes)
+        waited = []
+        for _ in range(20):
+            (run_id,) = supervised.trigger("talk", "hello")
+            run = supervised.client.wait_for_run(run_id, timeout=30)
+            assert run.started_at is not None
+            waited.append((run.started_at - run.created_at).total_seconds())
+        supervised.client.cancel(alone)
+    assert max(waited) < 2, waited
 
 
 def test_a_child_that_cannot_be_watched_does_not_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from durably.store.dialects.libsql.server import SERVER
 if TYPE_CHECKING:
     from tests.sqld import LibSQLServer
 
+pytestmark = pytest.mark.own("libsql-server")
+
 Connect = Callable[[], Any]
 
 

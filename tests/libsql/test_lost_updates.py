@@ -11,6 +11,8 @@ from durably import Durably
 from tests.databases import databases
 from tests.support import eventually
 
+pytestmark = pytest.mark.own("libsql-server")
+
 ADD = """
 import sys
 from sqlalchemy import text

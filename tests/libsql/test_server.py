@@ -20,6 +20,8 @@ from tests.cable import Cable
 from tests.sqld import LibSQLServer, Sqld
 from tests.support import eventually, hear
 
+pytestmark = pytest.mark.own("libsql-server")
+
 Make = Callable[..., Durably]
 
 

@@ -13,6 +13,8 @@ from durably.store.dialects.libsql.file import FILE
 from durably.store.dialects.libsql.server import SERVER
 from tests.sqld import Sqld
 
+pytestmark = pytest.mark.own("libsql-server")
+
 ROOT = Path(__file__).parents[2]
 SUITE = Path(__file__).parent / "suite" / "suite.py"
 # SQLAlchemy reads its part from where it runs.

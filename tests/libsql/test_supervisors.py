@@ -8,6 +8,8 @@ import pytest
 
 from tests.databases import databases
 
+pytestmark = pytest.mark.own("libsql-server")
+
 SUPERVISE = """
 import sys
 from durably import Durably, Supervisor

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Engine, Table
 
     from durably.settings import Settings
 
@@ -130,6 +130,13 @@ class Dialect(Protocol):
 
     def migration_lock(self, connection: Connection) -> None:
         """Take, within a write transaction, the lock that makes migrations of one database follow each other."""
+
+    def settle(self, connection: Connection, table: Table) -> None:
+        """
+        Do what a table needs that rows were copied into, with ids of their own, in a write transaction.
+
+        The ids that the database gives then go on after the greatest, and its planner knows how many rows there are.
+        """
 
     def lock(self, connection: Connection, name: str) -> None:
         """Hold *name*, until the end of a write transaction, against every other that wants it."""

@@ -22,7 +22,7 @@ from durably.store.tables import now
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import URL, Connection, Engine
+    from sqlalchemy import URL, Connection, Engine, Table
     from sqlalchemy.engine import ExceptionContext
 
     from durably.settings import Settings
@@ -159,6 +159,13 @@ class PostgreSQL:
     def migration_lock(self, connection: Connection) -> None:
         """Take a lock of the transaction's: one of the session's would not survive a pooler."""
         self.lock(connection, "durably migration")
+
+    def settle(self, connection: Connection, table: Table) -> None:
+        """Move the sequence, which knows only of the ids that it gave; without statistics, whole tables are sorted."""
+        if (column := table.autoincrement_column) is not None:
+            sequence = func.pg_get_serial_sequence(table.name, column.name)
+            connection.execute(select(func.setval(sequence, func.max(column))).having(func.max(column).is_not(None)))
+        connection.execute(text(f"ANALYZE {table.name}"))
 
     def lock(self, connection: Connection, name: str) -> None:
         """Take the transaction's advisory lock on a hash of *name*; two names with one hash only wait needlessly."""

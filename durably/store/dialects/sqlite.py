@@ -8,6 +8,7 @@ import os
 import sqlite3
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,7 +24,7 @@ from durably.store.tables import REVISION
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import URL
+    from sqlalchemy import URL, Table
 
     from durably.settings import Settings
 
@@ -168,6 +169,9 @@ class SQLite:
     def migration_lock(self, connection: Connection) -> None:
         """Do nothing: BEGIN IMMEDIATE is the lock."""
 
+    def settle(self, connection: Connection, table: Table) -> None:
+        """Do nothing: the next id is always one more than the greatest, and plans do not depend on the rows."""
+
     def lock(self, connection: Connection, name: str) -> None:
         """Do nothing: BEGIN IMMEDIATE holds everything."""
 
@@ -256,7 +260,8 @@ class FileWatch:
             self._version = self._read_version()
             # While a connection that has read is open, SQLite keeps the WAL's file: it is emptied, but not removed.
             self._inotify = opened.enter_context(INotify(nonblocking=True))
-            self._inotify.add_watch(f"{path}-wal", flags.MODIFY)
+            self._watch_wal = partial(self._inotify.add_watch, f"{path}-wal", flags.MODIFY)
+            self._watch_wal()
             opened.pop_all()
 
     def fileno(self) -> int:
@@ -270,6 +275,8 @@ class FileWatch:
         if self._connection.closed:
             self._connection = _without_transaction(self._engine)
             self._version = -1
+            self._read_version()
+            self._watch_wal()  # another file, if all connections were closed
         version = self._read_version()
         changed, self._version = version != self._version, version
         return changed

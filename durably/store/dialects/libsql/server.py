@@ -19,7 +19,7 @@ from durably.store.dialects.libsql.wire import LOST
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import URL, Connection, Engine
+    from sqlalchemy import URL, Connection, Engine, Table
 
     from durably.settings import Settings
 
@@ -138,6 +138,9 @@ class LibSQLServer:
 
     def migration_lock(self, connection: Connection) -> None:
         """Do nothing: BEGIN IMMEDIATE is the lock."""
+
+    def settle(self, connection: Connection, table: Table) -> None:
+        """Do nothing, as on SQLite: the next id is always one more than the greatest."""
 
     def lock(self, connection: Connection, name: str) -> None:
         """Do nothing: BEGIN IMMEDIATE holds everything."""
