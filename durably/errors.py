@@ -214,7 +214,7 @@ def _migrate_command(url: str | None) -> str:
     if url is None:
         return "durably migrate"
     # A password is not shown; the URL with it is the caller's to fill in.
-    return f"durably migrate --dialect-url {'URL' if ':***@' in url else shlex.quote(url)}"
+    return f"durably migrate --dialect-url {'URL' if '***' in url else shlex.quote(url)}"
 
 
 class SchemaTooNewError(DurablyError):

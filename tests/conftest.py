@@ -16,6 +16,7 @@ from tests.support import AppMaker, Wrap, as_sync
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dialect", choices=databases.DIALECTS, default="sqlite", help="on which database the tests run")
+    parser.addoption("--lives", type=int, default=100, help="of the short form of the property test: how many")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,8 +42,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if databases.chosen == "sqlite":
         return
     for item in items:
-        if mark := item.get_closest_marker("sqlite_only"):
-            item.add_marker(pytest.mark.skip(reason=f"SQLite only: {mark.args[0]}"))
+        if not databases.has_files() and (mark := item.get_closest_marker("sqlite_only")):
+            item.add_marker(pytest.mark.skip(reason=f"SQLite files only: {mark.args[0]}"))
+        if databases.only_polls() and item.get_closest_marker("wakes"):
+            item.add_marker(pytest.mark.skip(reason="only polling tells"))
 
 
 @pytest.fixture(autouse=True)

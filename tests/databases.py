@@ -58,22 +58,24 @@ class Databases(Protocol):
 class SQLiteFiles:
     """A file each."""
 
+    scheme = "sqlite"
+
     def __init__(self) -> None:
         self._template: Path | None = None
 
     def fresh_url(self, folder: Path, name: str = "durably") -> str:
-        return f"sqlite:///{folder / name}.db"
+        return f"{self.scheme}:///{folder / name}.db"
 
     def fill(self, url: str) -> None:
-        path = Path(url.removeprefix("sqlite:///"))
+        path = Path(_path(url))
         if self._template is None:
             self._template = Path(tempfile.mkdtemp()) / "template.db"
-            _migrate(f"sqlite:///{self._template}")
+            _migrate(f"{self.scheme}:///{self._template}")
         if not path.exists():
             shutil.copyfile(self._template, path)
 
     def is_free(self, url: str) -> bool:
-        gate = os.open(url.removeprefix("sqlite:///") + "-gate", os.O_RDWR)
+        gate = os.open(_path(url) + "-gate", os.O_RDWR)
         try:
             fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -84,16 +86,13 @@ class SQLiteFiles:
 
     @contextlib.contextmanager
     def locked(self, url: str) -> Iterator[None]:
-        stranger = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
-        stranger.execute("BEGIN IMMEDIATE")
-        try:
+        with contextlib.closing(self._connect(_path(url))) as stranger:
+            stranger.cursor().execute("BEGIN IMMEDIATE")
             yield
-        finally:
-            stranger.execute("ROLLBACK")
-            stranger.close()
+            stranger.rollback()
 
     def hurry(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr("durably.store.dialects.sqlite._BUSY_TIMEOUT_MS", 50)
+        patch.setattr("durably.store.dialects.sqlite._BUSY_SECONDS", 0.05)
 
     def clean(self) -> None:
         """Leave them to pytest, whose folders they are in."""
@@ -101,6 +100,20 @@ class SQLiteFiles:
     def close(self) -> None:
         if self._template is not None:
             shutil.rmtree(self._template.parent)
+
+    def _connect(self, path: str) -> Any:
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+class LibSQLFiles(SQLiteFiles):
+    """A file each, which only libSQL's driver may open in this process: sqlite3 would take its locks away."""
+
+    scheme = "sqlite+libsql"
+
+    def _connect(self, path: str) -> Any:
+        from durably.store.dialects.libsql import local
+
+        return local.connect(path)
 
 
 class PostgreSQLServer:
@@ -230,14 +243,33 @@ class _EmbeddedServer:
         pg_ctl(["-w", *arguments], pgdata=self.folder, user=self._server.system_user)
 
 
+def _path(url: str) -> str:
+    return str(make_url(url).database)
+
+
 def _migrate(url: str) -> None:
     app = Durably(url)
     app.migrate()
     app.database.close()
 
 
-_MAKERS: dict[str, type[Databases]] = {"sqlite": SQLiteFiles, "postgresql": PostgreSQLServer, "mariadb": MariaDBServer}
+def _libsql_server() -> Databases:
+    from tests.sqld import LibSQLServer
+
+    return LibSQLServer()
+
+
+_MAKERS: dict[str, Callable[[], Databases]] = {
+    "sqlite": SQLiteFiles,
+    "postgresql": PostgreSQLServer,
+    "libsql-file": LibSQLFiles,
+    "libsql-server": _libsql_server,
+    "mariadb": MariaDBServer,
+}
 DIALECTS = tuple(_MAKERS)
+_FILES = frozenset({"sqlite", "libsql-file"})
+_POLLING = frozenset({"libsql-server", "mariadb"})
+
 chosen = "sqlite"
 """Of this test session."""
 
@@ -251,6 +283,16 @@ def databases(dialect: str | None = None) -> Databases:
     if dialect not in _used:
         _used[dialect] = _MAKERS[dialect]()
     return _used[dialect]
+
+
+def has_files() -> bool:
+    """Tell whether the session's databases are SQLite files, by whichever driver."""
+    return chosen in _FILES
+
+
+def only_polls() -> bool:
+    """Tell whether nothing wakes those who wait for others' commits, on the session's dialect."""
+    return chosen in _POLLING
 
 
 _at_end: list[Callable[[], object]] = []

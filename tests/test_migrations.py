@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import subprocess
 import textwrap
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, make_url
 
 from alembic import command
 from durably import Durably, SchemaOutdatedError, SchemaTooNewError, Supervisor, define_job
@@ -48,8 +47,11 @@ def test_the_migrated_schema_is_the_one_that_the_code_declares(make_app: AppMake
     app = make_app(migrated=False)
     app.migrate()
 
+    def is_durablys(name: str | None, kind: str, _parents: Any) -> bool:
+        return kind != "table" or str(name).startswith("durably_")  # a dialect may have tables of its own
+
     def compare(connection: Any) -> Any:
-        options = {"version_table": VERSION_TABLE, "compare_type": True}
+        options = {"version_table": VERSION_TABLE, "compare_type": True, "include_name": is_durablys}
         return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
 
     assert app.database.read(compare) == []
@@ -271,4 +273,4 @@ def test_a_local_file_is_in_wal_mode_with_foreign_keys(app: Durably) -> None:
     # contract 73, 128, 189
     assert sql(app, "PRAGMA journal_mode")[0][0] == "wal"
     assert sql(app, "PRAGMA foreign_keys")[0][0] == 1
-    assert os.path.exists(str(app.database.dialect.safe_url).removeprefix("sqlite:///"))  # noqa: PTH110
+    assert Path(str(make_url(app.database.dialect.safe_url).database)).exists()

@@ -1,6 +1,5 @@
 """What is PostgreSQL's own: waking by LISTEN, lost connections, several writers at once, its URL's options."""
 
-import contextlib
 import select
 import socket
 import statistics
@@ -19,6 +18,7 @@ from durably.ids import new_id
 from durably.store import claims, runs, triggers, workers
 from durably.store.migrations import current_revision
 from durably.store.tables import REVISION
+from tests.cable import Cable
 from tests.databases import PostgreSQLServer, databases
 from tests.e2e.harness import Supervised
 from tests.support import add_worker, claim, eventually, hear, read, sql
@@ -161,62 +161,37 @@ def test_a_supervisor_and_its_workers_outlive_a_server_that_was_away(
         assert not supervised.events("run:fail")
 
 
-class Cable:
-    """A way to the server that can be cut: a socket, in a folder of its own, whose bytes pass through here."""
-
-    def __init__(self, folder: Path, url: str) -> None:
-        (folder / "cable").mkdir()
-        self.url = make_url(url).update_query_dict({"host": str(folder / "cable")}).render_as_string(False)
-        self._real = Path(str(make_url(url).query["host"])) / ".s.PGSQL.5432"
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(folder / "cable" / ".s.PGSQL.5432"))
-        self._listener.listen()
-        self.cuts: list[str] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client = self._listener.accept()[0]
-            except OSError:
-                return
-            threading.Thread(target=self._carry, args=(client,), daemon=True).start()
-
-    def _carry(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, socket.socket(socket.AF_UNIX) as server:
-            server.connect(str(self._real))
-            while True:
-                for ready in select.select([client, server], [], [])[0]:
-                    data = ready.recv(65536)
-                    if not data:
-                        return
-                    cut = self.cuts.pop(0) if b"COMMIT" in data and ready is client and self.cuts else None
-                    if cut == "before":
-                        return
-                    (server if ready is client else client).sendall(data)
-                    if cut == "after":
-                        server.recv(1)  # the answer, which nobody gets
-                        return
-
-
 @pytest.fixture
 def cable(server: PostgreSQLServer, pg_url: str, tmp_path: Path) -> Iterator[Cable]:
     if server.embedded is None:
         pytest.skip("not a socket of ours")
-    cable = Cable(tmp_path, pg_url)
+    real = Path(str(make_url(pg_url).query["host"])) / ".s.PGSQL.5432"
+    (tmp_path / "cable").mkdir()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "cable" / ".s.PGSQL.5432"))
+    listener.listen()
+
+    def connect() -> socket.socket:
+        to_server = socket.socket(socket.AF_UNIX)
+        to_server.connect(str(real))
+        return to_server
+
+    cable = Cable(listener, connect)
     yield cable
     cable.close()
 
 
+@pytest.fixture
+def cable_url(cable: Cable, pg_url: str, tmp_path: Path) -> str:
+    return make_url(pg_url).update_query_dict({"host": str(tmp_path / "cable")}).render_as_string(False)
+
+
 @pytest.mark.parametrize("cuts", [["before"], ["after"], ["after", "after"], ["before", "after", "before"]], ids=str)
 def test_a_commit_whose_answer_was_lost_is_made_once(
-    cable: Cable, make: Callable[..., Durably], cuts: list[str]
+    cable: Cable, cable_url: str, make: Callable[..., Durably], cuts: list[str]
 ) -> None:
     # contract 35, 51, 184
-    app = make(cable.url)
+    app = make(cable_url)
     job = app.register(define_job("job", echo))
     app.get_runs()
     cable.cuts += cuts
@@ -232,10 +207,10 @@ def test_a_commit_whose_answer_was_lost_is_made_once(
 
 @pytest.mark.parametrize("cut", ["before", "after"])
 def test_a_worker_whose_commits_are_cut_off_goes_on_as_if_nothing_had_been(
-    cable: Cable, make: Callable[..., Durably], cut: str
+    cable: Cable, cable_url: str, make: Callable[..., Durably], cut: str
 ) -> None:
     # contract 51, 139, 184
-    app = make(cable.url, concurrency=4)
+    app = make(cable_url, concurrency=4)
     called: list[tuple[int, int]] = []
 
     @app.job("job")

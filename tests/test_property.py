@@ -604,13 +604,15 @@ def live(app: Durably, *, lives: int) -> None:
 
 # Long enough to shrink a failure to its essence, for which Hypothesis takes 5 minutes at most.
 @pytest.mark.timeout(7200 if IS_LONG else 600)
-def test_whatever_happens_the_database_holds_what_the_model_does(app: Durably) -> None:
+def test_whatever_happens_the_database_holds_what_the_model_does(app: Durably, pytestconfig: pytest.Config) -> None:
     # contract 35, 36, 37, 40, 50, 51, 56, 57, 73, 92, 99, 100, 104, 107, 110, 111, 112, 127, 130
-    live(app, lives=100)
+    live(app, lives=pytestconfig.getoption("--lives"))
 
 
 @pytest.mark.timeout(7200 if IS_LONG else 600)
-def test_it_does_so_too_where_an_update_cannot_return_what_it_changed(app: Durably) -> None:
+def test_it_does_so_too_where_an_update_cannot_return_what_it_changed(
+    app: Durably, pytestconfig: pytest.Config
+) -> None:
     # contract 35, 43, 47, 56, 66
     app.database.engine().dialect.update_returning = False
-    live(app, lives=30)
+    live(app, lives=pytestconfig.getoption("--lives") * 3 // 10)

@@ -357,7 +357,8 @@ def test_a_call_gives_up_on_a_busy_database_after_its_timeout(
     app = make_app(database_timeout=0.3)
     handle = app.register(define_job("job", lambda step, value: value))
     with databases().locked(url):
-        with pytest.raises(DatabaseUnavailableError, match="lock") as refused:
+        # A libSQL server lets a writer wait for its turn and does not say so.
+        with pytest.raises(DatabaseUnavailableError, match=r"lock|timed out") as refused:
             handle.trigger()
         assert refused.value.__cause__ is not None
         assert app.get_runs() == []

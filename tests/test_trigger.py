@@ -212,6 +212,7 @@ def test_runs_of_one_thread_ascend(app: Durably) -> None:
     assert made == sorted(made)
 
 
+@pytest.mark.wakes
 def test_a_waiting_worker_begins_without_waiting_for_its_polling_interval(make_app: AppMaker) -> None:
     # contract 34
     app = make_app(polling_interval=30)
@@ -223,6 +224,7 @@ def test_a_waiting_worker_begins_without_waiting_for_its_polling_interval(make_a
     assert waits[10] < 0.1
 
 
+@pytest.mark.wakes
 def test_a_waiting_worker_begins_what_another_instance_triggers(make_app: AppMaker) -> None:
     # contract 34, 186
     app, other = make_app(polling_interval=30), make_app()

@@ -28,6 +28,7 @@ from durably import (
     WaitTimeoutError,
     define_job,
 )
+from tests import databases
 from tests.support import AppMaker, eventually, hear, read
 
 
@@ -124,6 +125,7 @@ def test_a_timeout_that_is_none_is_refused(app: Durably, wait: Callable[..., Any
         wait("x", timeout=timeout)
 
 
+@pytest.mark.wakes
 def test_an_end_in_the_same_process_is_seen_at_once(make_app: AppMaker) -> None:
     # contract 135
     app = make_app(polling_interval=30)
@@ -157,7 +159,7 @@ def test_an_end_and_the_news_of_a_run_in_another_process_arrive(
     make_app: AppMaker, python: Callable[..., subprocess.Popen[str]]
 ) -> None:
     # contract 135, 136
-    app = make_app(polling_interval=30)
+    app = make_app(polling_interval=1 if databases.only_polls() else 30)
     run = app.register(define_job("job", give_back)).trigger("x")
     process = python(ELSEWHERE)
     assert process.stdout is not None
@@ -288,6 +290,7 @@ def test_any_number_of_waits_at_once_see_their_ends_and_hold_nobody_up(make_app:
     assert app._ends._wakes == {}
 
 
+@pytest.mark.wakes
 def test_a_wait_that_is_given_up_while_it_begins_leaves_nothing_open(app: Durably) -> None:
     # contract 138
     run = app.register(define_job("job", give_back)).trigger()

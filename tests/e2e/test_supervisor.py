@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from durably import Supervisor, define_job
 from durably.apps import load_app
@@ -297,7 +297,7 @@ def test_what_a_program_prints_that_a_job_starts_does_not_get_between_the_logs_l
 def test_a_database_file_that_is_removed_under_a_supervisor_is_told(tmp_path: Path) -> None:
     with Supervised(tmp_path, heartbeat_interval=0.2, stale_threshold=5) as supervised:
         supervised.until_ready(2)
-        file = Path(supervised.url.removeprefix("sqlite:///"))
+        file = Path(str(make_url(supervised.url).database))
         file.rename(tmp_path / "elsewhere")
 
         def told() -> list[dict[str, Any]]:

@@ -184,6 +184,12 @@ def find_dialect(settings: Settings) -> Dialect:
     return dialect
 
 
+def without_secrets(url: URL, *options: str) -> str:
+    """Write a URL for messages, with three stars in the place of its password and of *options* of its query."""
+    starred = url.update_query_dict(dict.fromkeys(options, "***")).render_as_string(hide_password=True)
+    return starred.replace("%2A%2A%2A", "***")
+
+
 def _entry(url: URL) -> EntryPoint:
     installed = {entry.name: entry for entry in entry_points(group=GROUP)}
     for name in (url.drivername, url.get_backend_name()):

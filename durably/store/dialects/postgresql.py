@@ -16,7 +16,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool
 
 from durably.errors import ValidationError
-from durably.store.dialects import Capabilities, InDoubtError
+from durably.store.dialects import Capabilities, InDoubtError, without_secrets
 from durably.store.tables import now
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class PostgreSQL:
             raise ValidationError(
                 "dialect_url", f"PostgreSQL needs its driver: pip install 'durably[postgresql]' ({error})"
             ) from None
-        self.safe_url = _without_passwords(url)
+        # libpq takes passwords in the query too.
+        self.safe_url = without_secrets(url, *(name for name in url.query if "password" in name.lower()))
         self._schema = _option(url, "schema")
         if self._schema is not None and not _SCHEMA_NAME.fullmatch(self._schema):
             raise ValidationError("dialect_url", f"schema={self._schema}: 1 to 63 letters, digits, '_' and '-'")
@@ -314,12 +315,6 @@ def _option(url: URL, name: str) -> str | None:
 def _escaped(value: str) -> str:
     """Write a value into libpq's `options`, whose words blanks separate."""
     return value.replace("\\", "\\\\").replace(" ", "\\ ")
-
-
-def _without_passwords(url: URL) -> str:
-    """Write the URL for messages; libpq takes passwords in the query too."""
-    hidden = {name: "***" for name in url.query if "password" in name.lower()}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def _note_lost_connection(context: ExceptionContext) -> None:

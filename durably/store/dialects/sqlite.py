@@ -1,4 +1,4 @@
-"""SQLite: a file, one writer at a time, no server."""
+"""SQLite: a file, one writer at a time, no server; over the standard library's driver or another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
@@ -47,30 +47,70 @@ _NETWORK_FILE_SYSTEMS: Final = frozenset(
 _WAL_PAGES_BEFORE_A_COMMIT_CHECKPOINTS: Final = 8_000
 _WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
 # The gate comes first, so SQLite's own wait is only for strangers who write to the file without it.
-_BUSY_TIMEOUT_MS: Final = 2_000
+_BUSY_SECONDS: Final = 2.0
 _BEGIN: Final = "durably_begin"
+
+
+class Driver(Protocol):
+    """
+    What differs between drivers that open SQLite's files.
+
+    Attributes:
+        name: The dialect's name.
+    """
+
+    name: str
+
+    def create_engine(self, url: URL, *, busy_seconds: float, **options: Any) -> Engine:
+        """
+        Make an engine for a file; its connections are in autocommit, and begin nothing by themselves.
+
+        Args:
+            url: Its `database` is a `file:` URI.
+            busy_seconds: How long a statement waits for a lock that somebody holds on the file.
+            **options: More of SQLAlchemy's `create_engine`.
+        """
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Tell contention, a full disk and failing I/O, of the driver's own errors."""
+
+
+class _StandardDriver:
+    """The standard library's sqlite3."""
+
+    name = "sqlite"
+
+    def create_engine(self, url: URL, *, busy_seconds: float, **options: Any) -> Engine:
+        arguments = {"check_same_thread": False, "isolation_level": None, "timeout": busy_seconds}
+        return create_engine(url.set(drivername="sqlite+pysqlite"), connect_args=arguments, **options)
+
+    def is_transient(self, error: BaseException) -> bool:
+        code = getattr(error, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in _TRANSIENT_CODES
 
 
 class SQLite:
     """
-    The SQLite dialect, over the standard library's driver.
+    The SQLite dialect.
 
     Args:
         url: `sqlite:///path`; the file is made by the migration.
         settings: Of them `synchronous` and `database_timeout`.
+        driver: Opens the file; by default the standard library's.
 
     Raises:
         ValidationError: The URL names no file; several processes cannot share memory.
     """
 
-    name = "sqlite"
     capabilities = Capabilities(wakes="commit" if sys.platform == "linux" else "polling", hosts="one")
 
-    def __init__(self, url: URL, settings: Settings) -> None:
+    def __init__(self, url: URL, settings: Settings, driver: Driver | None = None) -> None:
         if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
             raise ValidationError(
                 "dialect_url", "SQLite needs a file that processes can share, such as 'sqlite:///durably.db'"
             )
+        self._driver: Driver = driver or _StandardDriver()
+        self.name = self._driver.name
         self.safe_url = url.render_as_string(hide_password=True)
         self._url = url
         self._path = Path(url.database).absolute()
@@ -83,20 +123,14 @@ class SQLite:
     def create_engine(self) -> Engine:
         """Make an engine whose connections are in autocommit until a transaction is begun by name."""
         self._opened = None
-        engine = create_engine(
+        engine = self._driver.create_engine(
             # Without "rwc", connecting would make an empty file in the place of one that was removed.
-            self._url.set(drivername="sqlite+pysqlite", database=self._path.as_uri()).update_query_dict(
-                {"uri": "true", "mode": "rw"}
-            ),
+            self._url.set(database=self._path.as_uri()).update_query_dict({"uri": "true", "mode": "rw"}),
+            busy_seconds=_BUSY_SECONDS,
             poolclass=QueuePool,
             # Every connection that a caller's thread may need at once; a wait is bounded by the pool's timeout.
             pool_size=4,
             max_overflow=60,
-            connect_args={
-                "check_same_thread": False,
-                "isolation_level": None,
-                "timeout": _BUSY_TIMEOUT_MS / 1000,
-            },
         )
         event.listen(engine, "connect", self._configure)
         event.listen(engine, "begin", _begin)
@@ -146,8 +180,7 @@ class SQLite:
         if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS):
             return True
         cause = error.orig if isinstance(error, DBAPIError) else error
-        code = getattr(cause, "sqlite_errorcode", None)
-        return code is not None and code & 0xFF in _TRANSIENT_CODES
+        return cause is not None and self._driver.is_transient(cause)
 
     def watch(self, engine: Engine) -> FileWatch | None:
         """Watch the file by inotify; only polling tells elsewhere than on Linux, or where a user has used it up."""

@@ -1,0 +1,57 @@
+"""A way to a server that can be cut while a commit is under way."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+
+class Cable:
+    """
+    A socket whose bytes pass through here.
+
+    Args:
+        listener: Where clients connect; closed at the end.
+        connect: Opens a connection to the server.
+
+    Attributes:
+        cuts: What becomes of the next commits: their connection is cut "before" or "after" the server has done it.
+    """
+
+    def __init__(self, listener: socket.socket, connect: Callable[[], socket.socket]) -> None:
+        self._listener = listener
+        self._connect = connect
+        self.cuts: list[str] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, self._connect() as server:
+            while True:
+                for ready in select.select([client, server], [], [])[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        return
+                    cut = self.cuts.pop(0) if b"COMMIT" in data and ready is client and self.cuts else None
+                    if cut == "before":
+                        return
+                    (server if ready is client else client).sendall(data)
+                    if cut == "after":
+                        server.recv(1)  # the answer, which nobody gets
+                        return
