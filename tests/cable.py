@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_LONGEST_CUT_SECONDS = 120
+
+
 class Cable:
     """
     A socket whose bytes pass through here.
@@ -22,12 +25,15 @@ class Cable:
 
     Attributes:
         cuts: What becomes of the next commits: their connection is cut "before" or "after" the server has done it.
+        is_plugged: While it is not set nothing passes, and nobody is told; what was on its way arrives late.
     """
 
     def __init__(self, listener: socket.socket, connect: Callable[[], socket.socket]) -> None:
         self._listener = listener
         self._connect = connect
         self.cuts: list[str] = []
+        self.is_plugged = threading.Event()
+        self.is_plugged.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -46,6 +52,7 @@ class Cable:
             while True:
                 for ready in select.select([client, server], [], [])[0]:
                     data = ready.recv(65536)
+                    self.is_plugged.wait(_LONGEST_CUT_SECONDS)
                     if not data:
                         return
                     cut = self.cuts.pop(0) if b"COMMIT" in data and ready is client and self.cuts else None

@@ -283,6 +283,43 @@ def test_a_claim_that_loses_a_key_to_another_takes_the_runs_behind_it(
     assert [read(app, run).status for run in (same_key, behind)] == ["pending", "completed"]
 
 
+def test_a_host_that_was_cut_off_loses_its_run_writes_nothing_late_and_takes_up_work_again(
+    cable: Cable, cable_url: str, pg_url: str, tmp_path: Path
+) -> None:
+    # contract 52, 58, 59, 60, 62
+    quick: dict[str, Any] = {
+        "heartbeat_interval": 0.3,
+        "stale_threshold": 1.5,
+        "polling_interval": 0.2,
+        "database_timeout": 2,
+    }
+    hosts = [tmp_path / "far", tmp_path / "near"]
+    for folder in hosts:
+        folder.mkdir()
+    far = Supervised(hosts[0], url=cable_url, workers=1, **quick)
+    near = Supervised(hosts[1], url=pg_url, workers=1, **quick)
+    with contextlib.ExitStack() as living:
+        living.enter_context(far)
+        (lost,) = far.until_ready(1)
+        (run_id,) = far.trigger("wait", 3)
+        eventually(lambda: read(near.client, run_id).status == "running", timeout=30)
+        cable.is_plugged.clear()
+        living.enter_context(near)
+        eventually(lambda: read(near.client, run_id).generation == 2, timeout=30)
+        assert near.client.wait_for_run(run_id, timeout=30).status == "completed"
+        cable.is_plugged.set()
+        exits = eventually(lambda: [e for e in far.events("worker:exit") if e["lost_worker"] == lost], timeout=30)
+        assert exits[0]["exit_code"] == 4  # its lease was lost, and it said so
+        assert [s.attempt for s in near.client.get_steps(run_id)] == [1, 1, 1]
+        assert (read(near.client, run_id).generation, read(near.client, run_id).interruptions) == (2, 1)
+        assert [e["run_id"] for host in (far, near) for e in host.events("run:complete")] == [run_id]
+        near.process.terminate()
+        assert near.wait() == 0
+        (again,) = far.trigger("count", 2)
+        assert far.client.wait_for_run(again, timeout=30).output == 2
+        assert far.process.is_running()
+
+
 def test_of_two_that_wait_for_each_other_the_victim_is_tried_again(pg_url: str, make: Callable[..., Durably]) -> None:
     # contract 184
     app = make(pg_url)
