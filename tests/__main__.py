@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from tests import mariadb
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("durably", "alembic", "tests", "docs/examples")
@@ -38,15 +42,29 @@ ON_OTHER_DIALECTS = {
 }
 
 
-def run_check(module: str, *arguments: str) -> bool:
-    """Run one check as a module of this interpreter; tell whether it passed."""
+OUTSIDE = ROOT / "docs" / "examples" / "durably-mariadb"
+
+
+def run_check(module: str, *arguments: str, beside: str | None = None) -> bool:
+    """Run one check as a module of this interpreter, with the packages of a folder *beside*; tell whether it passed."""
     print(f"\n== {module} {' '.join(arguments)}", flush=True)
     if module == "importlinter":
         program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
         command = [sys.executable, "-c", program]
     else:
         command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    environment = os.environ if beside is None else os.environ | {"PYTHONPATH": beside}
+    return subprocess.run(command, cwd=ROOT, check=False, env=environment).returncode == 0
+
+
+def check_outside_dialect() -> bool:
+    """Install the dialect that lives outside of durably, as anybody's, and run the core of the contract on it."""
+    if not mariadb.is_there():
+        print("\n== mariadb: NOT RUN, for want of a server (Debian's mariadb-server, or DURABLY_TEST_MARIADB_URL)")
+        return True
+    with tempfile.TemporaryDirectory() as folder:
+        install = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder, str(OUTSIDE))
+        return run_check("pip", *install) and run_check("pytest", "--dialect", "mariadb", *CORE, beside=folder)
 
 
 def main() -> int:
@@ -55,6 +73,8 @@ def main() -> int:
     if not sys.argv[1:]:
         tests += [("pytest", "--dialect", dialect, *which) for dialect, which in ON_OTHER_DIALECTS.items()]
     passed = [run_check(*check) for check in (*CHECKS, *tests)]
+    if not sys.argv[1:]:
+        passed.append(check_outside_dialect())
     return 0 if all(passed) else 1
 
 

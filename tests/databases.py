@@ -16,6 +16,7 @@ from uuid import uuid4
 from sqlalchemy import make_url
 
 from durably import Durably
+from tests.mariadb import MariaDBServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -263,10 +264,11 @@ _MAKERS: dict[str, Callable[[], Databases]] = {
     "postgresql": PostgreSQLServer,
     "libsql-file": LibSQLFiles,
     "libsql-server": _libsql_server,
+    "mariadb": MariaDBServer,
 }
 DIALECTS = tuple(_MAKERS)
 _FILES = frozenset({"sqlite", "libsql-file"})
-_POLLING = frozenset({"libsql-server"})
+_POLLING = frozenset({"libsql-server", "mariadb"})
 
 chosen = "sqlite"
 """Of this test session."""

@@ -6,6 +6,7 @@ import subprocess
 import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from sqlalchemy import create_engine, inspect, make_url
 
 from alembic import command
 from durably import Durably, SchemaOutdatedError, SchemaTooNewError, Supervisor, define_job
+from durably.store.indexes import metadata
 from durably.store.migrations import current_revision
-from durably.store.tables import REVISION, VERSION_TABLE, metadata
+from durably.store.tables import REVISION, VERSION_TABLE
 from tests.support import AppMaker, count_writes, read, sql
 
 
@@ -112,32 +114,45 @@ def test_processes_that_migrate_at_the_same_moment_all_return_and_one_does_it(
 
 
 KILLED = """
-import os
+import os, sys
 from durably import Durably
-from durably.store import migrations
-upgrade = migrations._upgrade
-def half(connection):
-    connection.exec_driver_sql("CREATE TABLE durably_half (id INTEGER)")
-    upgrade(connection)
-    os._exit(9)
-migrations._upgrade = half
-Durably(url).migrate()
+from sqlalchemy import event
+
+app, left = Durably(url), [int(sys.argv[1])]
+
+def count(_connection, _cursor, statement, *_):
+    if statement.lstrip().startswith(("CREATE", "ALTER", "INSERT")):
+        left[0] -= 1
+        if not left[0]:
+            os._exit(9)
+
+event.listen(app.database.engine(), "after_cursor_execute", count)
+app.migrate()
 """
 
 
+# The version table, the runs and one of their indexes, and the whole schema with its revision.
+@pytest.mark.parametrize("statements", [1, 2, 5, 12, 19])
 def test_a_migration_that_was_killed_half_way_is_completed_by_the_next(
-    make_app: AppMaker, python: Callable[..., subprocess.Popen[str]]
+    make_app: AppMaker, python: Callable[..., subprocess.Popen[str]], statements: int
 ) -> None:
     # contract 14
-    process = python(KILLED)
+    process = python(KILLED, str(statements))
     process.communicate(timeout=30)
     assert process.returncode == 9
     app = make_app(migrated=False)
     with pytest.raises(SchemaOutdatedError):
         app.get_runs()
     assert app.database.migrate() is True
-    assert "durably_half" not in tables(app)
-    assert app.register(define_job("job", lambda step, value: value)).trigger().status == "pending"
+    indexes = {index["name"] for table in tables(app) for index in app.database.read(partial(index_list, table))}
+    assert {index.name for table in metadata.sorted_tables for index in table.indexes} <= indexes
+    handle = app.register(define_job("job", lambda step, value: value))
+    assert handle.trigger(1, labels={"a": "b"}).status == "pending"
+    assert app.process_until_idle() == 1
+
+
+def index_list(table: str, connection: Any) -> Any:
+    return inspect(connection).get_indexes(table)
 
 
 @pytest.mark.sqlite_only("about the file")

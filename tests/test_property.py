@@ -109,7 +109,7 @@ def read_all(connection: Connection) -> Stored:
         runs.count_by_status(connection),
         rows("SELECT run_id, name, attempt, position, status, output, error_type FROM durably_steps"),
         rows("SELECT run_id, message FROM durably_logs ORDER BY id"),
-        rows("SELECT run_id, key, value FROM durably_labels"),
+        rows("SELECT * FROM durably_labels"),
         rows("SELECT id, jobs, state FROM durably_workers ORDER BY id"),
     )
 

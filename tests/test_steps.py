@@ -121,7 +121,7 @@ def test_the_schema_refuses_a_second_checkpoint_of_one_name(app: Durably) -> Non
     # contract 73
     run = run_job(app, as_def(lambda step: step.run("once", lambda: 1)))
     with (
-        pytest.raises(IntegrityError, match=r"(?i)unique"),
+        pytest.raises(IntegrityError, match=r"(?i)unique|duplicate"),
         app.database.writing() as connection,
     ):
         connection.execute(

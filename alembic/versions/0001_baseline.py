@@ -8,6 +8,7 @@ Revises:
 import sqlalchemy as sa
 
 from alembic import op
+from durably.store.tables import LongText, Word
 
 revision = "0001"
 down_revision = None
@@ -18,29 +19,30 @@ depends_on = None
 def upgrade():
     op.create_table(
         "durably_runs",
-        sa.Column("id", sa.String(length=26), nullable=False),
-        sa.Column("job_name", sa.String(length=255), nullable=False),
-        sa.Column("status", sa.String(length=16), nullable=False),
-        sa.Column("input", sa.Text(), nullable=False),
-        sa.Column("output", sa.Text(), nullable=True),
-        sa.Column("error", sa.Text(), nullable=True),
-        sa.Column("error_type", sa.String(length=512), nullable=True),
-        sa.Column("error_traceback", sa.Text(), nullable=True),
-        sa.Column("labels", sa.Text(), nullable=False),
-        sa.Column("idempotency_key", sa.String(length=255), nullable=True),
-        sa.Column("concurrency_key", sa.String(length=255), nullable=True),
+        sa.Column("id", Word(length=26), nullable=False),
+        sa.Column("job_name", Word(length=255), nullable=False),
+        sa.Column("status", Word(length=16), nullable=False),
+        sa.Column("input", LongText(), nullable=False),
+        sa.Column("output", LongText(), nullable=True),
+        sa.Column("error", LongText(), nullable=True),
+        sa.Column("error_type", Word(length=512), nullable=True),
+        sa.Column("error_traceback", LongText(), nullable=True),
+        sa.Column("labels", LongText(), nullable=False),
+        sa.Column("idempotency_key", Word(length=255), nullable=True),
+        sa.Column("concurrency_key", Word(length=255), nullable=True),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("interruptions", sa.Integer(), nullable=False),
-        sa.Column("progress", sa.Text(), nullable=True),
-        sa.Column("worker_id", sa.String(length=26), nullable=True),
-        sa.Column("awaited_by", sa.String(length=26), nullable=True),
+        sa.Column("progress", LongText(), nullable=True),
+        sa.Column("worker_id", Word(length=26), nullable=True),
+        sa.Column("awaited_by", Word(length=26), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("pending_at", sa.BigInteger(), nullable=False),
         sa.Column("started_at", sa.BigInteger(), nullable=True),
         sa.Column("completed_at", sa.BigInteger(), nullable=True),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
+        if_not_exists=True,
     )
     op.create_index(
         "durably_runs_cancelled",
@@ -49,6 +51,7 @@ def upgrade():
         unique=False,
         sqlite_where=sa.text("status = 'cancelled'"),
         postgresql_where=sa.text("status = 'cancelled'"),
+        if_not_exists=True,
     )
     op.create_index(
         "durably_runs_ended",
@@ -57,6 +60,7 @@ def upgrade():
         unique=False,
         sqlite_where=sa.text("completed_at IS NOT NULL"),
         postgresql_where=sa.text("completed_at IS NOT NULL"),
+        if_not_exists=True,
     )
     op.create_index(
         "durably_runs_held",
@@ -65,8 +69,9 @@ def upgrade():
         unique=False,
         sqlite_where=sa.text("status = 'running'"),
         postgresql_where=sa.text("status = 'running'"),
+        if_not_exists=True,
     )
-    op.create_index("durably_runs_listed", "durably_runs", ["created_at", "id"], unique=False)
+    op.create_index("durably_runs_listed", "durably_runs", ["created_at", "id"], unique=False, if_not_exists=True)
     op.create_index(
         "durably_runs_one_per_idempotency_key",
         "durably_runs",
@@ -74,6 +79,7 @@ def upgrade():
         unique=True,
         sqlite_where=sa.text("idempotency_key IS NOT NULL"),
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+        if_not_exists=True,
     )
     op.create_index(
         "durably_runs_one_running_per_key",
@@ -82,6 +88,7 @@ def upgrade():
         unique=True,
         sqlite_where=sa.text("status = 'running' AND concurrency_key IS NOT NULL"),
         postgresql_where=sa.text("status = 'running' AND concurrency_key IS NOT NULL"),
+        if_not_exists=True,
     )
     op.create_index(
         "durably_runs_pending",
@@ -90,6 +97,7 @@ def upgrade():
         unique=False,
         sqlite_where=sa.text("status = 'pending'"),
         postgresql_where=sa.text("status = 'pending'"),
+        if_not_exists=True,
     )
     op.create_index(
         "durably_runs_waiting_for_key",
@@ -98,64 +106,73 @@ def upgrade():
         unique=False,
         sqlite_where=sa.text("status = 'pending' AND concurrency_key IS NOT NULL"),
         postgresql_where=sa.text("status = 'pending' AND concurrency_key IS NOT NULL"),
+        if_not_exists=True,
     )
     op.create_table(
         "durably_workers",
-        sa.Column("id", sa.String(length=26), nullable=False),
-        sa.Column("state", sa.String(length=16), nullable=False),
-        sa.Column("host", sa.String(length=255), nullable=False),
+        sa.Column("id", Word(length=26), nullable=False),
+        sa.Column("state", Word(length=16), nullable=False),
+        sa.Column("host", Word(length=255), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
-        sa.Column("process_key", sa.String(length=255), nullable=True),
-        sa.Column("supervisor_id", sa.String(length=26), nullable=True),
-        sa.Column("jobs", sa.Text(), nullable=False),
+        sa.Column("process_key", Word(length=255), nullable=True),
+        sa.Column("supervisor_id", Word(length=26), nullable=True),
+        sa.Column("jobs", LongText(), nullable=False),
         sa.Column("concurrency", sa.Integer(), nullable=False),
         sa.Column("started_at", sa.BigInteger(), nullable=False),
         sa.Column("heartbeat_at", sa.BigInteger(), nullable=False),
         sa.Column("loop_lag", sa.Float(), nullable=True),
         sa.Column("oldest_step_age", sa.Float(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
+        if_not_exists=True,
     )
-    op.create_index("durably_workers_alive", "durably_workers", ["state", "heartbeat_at"], unique=False)
+    op.create_index(
+        "durably_workers_alive", "durably_workers", ["state", "heartbeat_at"], unique=False, if_not_exists=True
+    )
     op.create_table(
         "durably_labels",
-        sa.Column("run_id", sa.String(length=26), nullable=False),
-        sa.Column("key", sa.String(length=255), nullable=False),
-        sa.Column("value", sa.String(length=255), nullable=False),
+        sa.Column("run_id", Word(length=26), nullable=False),
+        sa.Column("key", Word(length=255), nullable=False),
+        sa.Column("value", Word(length=255), nullable=False),
         sa.ForeignKeyConstraint(["run_id"], ["durably_runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "key"),
         sqlite_with_rowid=False,
+        if_not_exists=True,
     )
-    op.create_index("durably_labels_by_value", "durably_labels", ["key", "value", "run_id"], unique=False)
+    op.create_index(
+        "durably_labels_by_value", "durably_labels", ["key", "value", "run_id"], unique=False, if_not_exists=True
+    )
     op.create_table(
         "durably_logs",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("run_id", sa.String(length=26), nullable=False),
-        sa.Column("step_name", sa.String(length=255), nullable=True),
+        sa.Column("run_id", Word(length=26), nullable=False),
+        sa.Column("step_name", Word(length=255), nullable=True),
         sa.Column("attempt", sa.Integer(), nullable=False),
-        sa.Column("level", sa.String(length=16), nullable=False),
-        sa.Column("message", sa.Text(), nullable=False),
-        sa.Column("data", sa.Text(), nullable=False),
+        sa.Column("level", Word(length=16), nullable=False),
+        sa.Column("message", LongText(), nullable=False),
+        sa.Column("data", LongText(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["run_id"], ["durably_runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
+        if_not_exists=True,
     )
-    op.create_index("durably_logs_of_run", "durably_logs", ["run_id", "id"], unique=False)
+    op.create_index("durably_logs_of_run", "durably_logs", ["run_id", "id"], unique=False, if_not_exists=True)
     op.create_table(
         "durably_steps",
-        sa.Column("run_id", sa.String(length=26), nullable=False),
-        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("run_id", Word(length=26), nullable=False),
+        sa.Column("name", Word(length=255), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
-        sa.Column("status", sa.String(length=16), nullable=False),
-        sa.Column("output", sa.Text(), nullable=True),
-        sa.Column("error", sa.Text(), nullable=True),
-        sa.Column("error_type", sa.String(length=512), nullable=True),
-        sa.Column("error_traceback", sa.Text(), nullable=True),
+        sa.Column("status", Word(length=16), nullable=False),
+        sa.Column("output", LongText(), nullable=True),
+        sa.Column("error", LongText(), nullable=True),
+        sa.Column("error_type", Word(length=512), nullable=True),
+        sa.Column("error_traceback", LongText(), nullable=True),
         sa.Column("started_at", sa.BigInteger(), nullable=False),
         sa.Column("completed_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["run_id"], ["durably_runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "name", "attempt"),
         sqlite_with_rowid=False,
+        if_not_exists=True,
     )
     op.create_index(
         "durably_steps_one_checkpoint_per_name",
@@ -164,6 +181,7 @@ def upgrade():
         unique=True,
         sqlite_where=sa.text("status = 'completed'"),
         postgresql_where=sa.text("status = 'completed'"),
+        if_not_exists=True,
     )
 
 

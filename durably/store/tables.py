@@ -30,28 +30,45 @@ _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 metadata = MetaData()
 
+
+class Word(String):
+    """
+    A name, a key, an id: short text that is compared exactly, so that case, accents and blanks at its end count.
+
+    A dialect that compares text otherwise registers its own form with `sqlalchemy.ext.compiler.compiles`.
+    """
+
+    inherit_cache = True
+
+
+class LongText(Text):
+    """Text of any length; a dialect whose TEXT has a bound registers its own form, as for `Word`."""
+
+    inherit_cache = True
+
+
 runs = Table(
     "durably_runs",
     metadata,
-    Column("id", String(26), primary_key=True),
-    Column("job_name", String(255), nullable=False),
-    Column("status", String(16), nullable=False),
-    Column("input", Text, nullable=False),
-    Column("output", Text),
-    Column("error", Text),
-    Column("error_type", String(512)),
-    Column("error_traceback", Text),
-    Column("labels", Text, nullable=False),
-    Column("idempotency_key", String(255)),
-    Column("concurrency_key", String(255)),
+    Column("id", Word(26), primary_key=True),
+    Column("job_name", Word(255), nullable=False),
+    Column("status", Word(16), nullable=False),
+    Column("input", LongText, nullable=False),
+    Column("output", LongText),
+    Column("error", LongText),
+    Column("error_type", Word(512)),
+    Column("error_traceback", LongText),
+    Column("labels", LongText, nullable=False),
+    Column("idempotency_key", Word(255)),
+    Column("concurrency_key", Word(255)),
     Column("attempt", Integer, nullable=False),
     Column("generation", Integer, nullable=False),
     Column("interruptions", Integer, nullable=False),
-    Column("progress", Text),
+    Column("progress", LongText),
     # Set exactly while the status is running.
-    Column("worker_id", String(26)),
+    Column("worker_id", Word(26)),
     # The worker that lets its slots run empty for this run, which must execute alone.
-    Column("awaited_by", String(26)),
+    Column("awaited_by", Word(26)),
     Column("created_at", BigInteger, nullable=False),
     # When the run last became pending.
     Column("pending_at", BigInteger, nullable=False),
@@ -71,14 +88,14 @@ steps = Table(
     "durably_steps",
     metadata,
     Column("run_id", ForeignKey("durably_runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("name", String(255), primary_key=True),
+    Column("name", Word(255), primary_key=True),
     Column("attempt", Integer, primary_key=True),
     Column("position", Integer, nullable=False),
-    Column("status", String(16), nullable=False),
-    Column("output", Text),
-    Column("error", Text),
-    Column("error_type", String(512)),
-    Column("error_traceback", Text),
+    Column("status", Word(16), nullable=False),
+    Column("output", LongText),
+    Column("error", LongText),
+    Column("error_type", Word(512)),
+    Column("error_traceback", LongText),
     Column("started_at", BigInteger, nullable=False),
     Column("completed_at", BigInteger, nullable=False),
     sqlite_with_rowid=False,
@@ -89,11 +106,11 @@ logs = Table(
     # Ascends in the order in which entries were logged.
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     Column("run_id", ForeignKey("durably_runs.id", ondelete="CASCADE"), nullable=False),
-    Column("step_name", String(255)),
+    Column("step_name", Word(255)),
     Column("attempt", Integer, nullable=False),
-    Column("level", String(16), nullable=False),
-    Column("message", Text, nullable=False),
-    Column("data", Text, nullable=False),
+    Column("level", Word(16), nullable=False),
+    Column("message", LongText, nullable=False),
+    Column("data", LongText, nullable=False),
     Column("created_at", BigInteger, nullable=False),
 )
 
@@ -101,23 +118,23 @@ labels = Table(
     "durably_labels",
     metadata,
     Column("run_id", ForeignKey("durably_runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("key", String(255), primary_key=True),
-    Column("value", String(255), nullable=False),
+    Column("key", Word(255), primary_key=True),
+    Column("value", Word(255), nullable=False),
     sqlite_with_rowid=False,
 )
 
 workers = Table(
     "durably_workers",
     metadata,
-    Column("id", String(26), primary_key=True),
-    Column("state", String(16), nullable=False),
-    Column("host", String(255), nullable=False),
+    Column("id", Word(26), primary_key=True),
+    Column("state", Word(16), nullable=False),
+    Column("host", Word(255), nullable=False),
     Column("pid", Integer, nullable=False),
     # Names the process on its machine until the next boot; None where that cannot be told.
-    Column("process_key", String(255)),
+    Column("process_key", Word(255)),
     # Whose child it is; that supervisor alone judges its silence. None without a supervisor.
-    Column("supervisor_id", String(26)),
-    Column("jobs", Text, nullable=False),
+    Column("supervisor_id", Word(26)),
+    Column("jobs", LongText, nullable=False),
     Column("concurrency", Integer, nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("heartbeat_at", BigInteger, nullable=False),
