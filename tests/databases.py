@@ -46,7 +46,7 @@ class Databases(Protocol):
         """Keep everybody else from writing, as a stranger can who never ends a transaction."""
 
     def hurry(self, patch: pytest.MonkeyPatch) -> None:
-        """Let a connection that is opened from now on wait only 50 ms for a stranger's lock before it says so."""
+        """Let a connection that is opened from now on wait 0.2 s at most for a stranger's lock before it says so."""
 
     def clean(self) -> None:
         """Drop the databases made so far, after a test."""

@@ -674,7 +674,7 @@ def test_a_stop_with_a_timeout_does_not_wait_for_a_database_that_takes_nothing(
     # contract 56, 158a
     databases().fill(url)
     databases().hurry(monkeypatch)
-    app = Durably(url, polling_interval=0.05, database_timeout=0.5, heartbeat_interval=0.2, stale_threshold=0.4)
+    app = Durably(url, polling_interval=0.05, database_timeout=0.5, heartbeat_interval=0.2, stale_threshold=1)
     begun, go_on = threading.Event(), threading.Event()
 
     def block() -> None:
@@ -951,6 +951,7 @@ def test_a_job_on_the_workers_loop_that_would_wait_creates_no_run(app: Durably) 
     assert child.get_runs() == []
 
 
+@pytest.mark.wakes
 @pytest.mark.skipif(sys.platform != "linux", reason="about inotify")
 def test_an_idle_worker_is_woken_as_quickly_after_its_process_has_forked(make_app: AppMaker) -> None:
     # contract 9a, 34
