@@ -1,5 +1,6 @@
 """What is PostgreSQL's own: waking by LISTEN, lost connections, several writers at once, its URL's options."""
 
+import contextlib
 import select
 import socket
 import statistics
