@@ -19,29 +19,33 @@ CHECKS = (
     ("importlinter",),
 )
 
-# Supervisors, which take long, run on another dialect when asked for: `pytest --dialect postgresql tests/e2e`.
-CONTRACT = ("--ignore=tests/e2e",)
-# All of the contract's tests pass on libSQL too, when asked for, and take some four minutes on each of the two:
-# `pytest --dialect libsql-server --ignore=tests/e2e`. These are the ones that a dialect can
-# spoil: who wins a race, what is whole after a death, what a commit that was refused or forked away leaves behind.
+# All of the contract's tests pass on every dialect when asked for: `pytest --dialect postgresql`. These are the ones that
+# a dialect can spoil: who wins a race, what is whole after a death, what a commit that was refused or forked away leaves
+# behind, who is woken.
 CORE = (
     "tests/test_claims.py",
     "tests/test_committer.py",
-    "tests/test_forks.py",
     "tests/test_migrations.py",
     "tests/test_property.py",
     "tests/test_races.py",
-    "tests/test_recovery.py",
-    "tests/test_trigger.py",
     "--lives=10",
 )
+MORE = (*CORE, "tests/test_forks.py", "tests/test_recovery.py", "tests/test_state_machine.py", "tests/test_trigger.py")
 ON_OTHER_DIALECTS = {
-    "postgresql": CONTRACT,
+    "postgresql": (
+        *MORE,
+        "tests/test_copy.py",
+        "tests/test_families.py",
+        "tests/test_local_worker.py",
+        "tests/test_postgresql.py",
+        "tests/test_queries.py",
+        "tests/test_retention.py",
+        "tests/test_waiting.py",
+        "--lives=40",
+    ),
     "libsql-file": CORE,
-    "libsql-server": (*CORE, "tests/test_state_machine.py", "tests/libsql"),
+    "libsql-server": (*MORE, "tests/libsql"),
 }
-
-
 OUTSIDE = ROOT / "docs" / "examples" / "durably-mariadb"
 
 

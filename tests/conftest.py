@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     def is_chosen(item: pytest.Item) -> bool:
         if own := item.get_closest_marker("own"):
-            return bool(own.args[0] == databases.chosen)
+            return databases.chosen in own.args
         has_database = "url" in getattr(item, "fixturenames", ()) or "e2e" in item.path.parts
         return databases.chosen == "sqlite" or has_database
 

@@ -297,7 +297,10 @@ def test_a_host_that_was_cut_off_loses_its_run_writes_nothing_late_and_takes_up_
     hosts = [tmp_path / "far", tmp_path / "near"]
     for folder in hosts:
         folder.mkdir()
-    far = Supervised(hosts[0], url=cable_url, workers=1, **quick)
+    # As by default, what it was in the middle of is rolled back before it is silent for too long.
+    hurried = {"options": "-c idle_in_transaction_session_timeout=500"}
+    far_url = make_url(cable_url).update_query_dict(hurried).render_as_string(hide_password=False)
+    far = Supervised(hosts[0], url=far_url, workers=1, **quick)
     near = Supervised(hosts[1], url=pg_url, workers=1, **quick)
     with contextlib.ExitStack() as living:
         living.enter_context(far)

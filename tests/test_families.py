@@ -38,6 +38,9 @@ HEARTBEAT, SILENCE = 0.5, 2.0
 SLACK_SECONDS = 3.0
 
 
+pytestmark = pytest.mark.own("postgresql", "libsql-server")
+
+
 @pytest.mark.timeout(1800 if IS_LONG else 180)
 def test_families_that_are_killed_lose_no_run_and_keep_the_runs_of_a_key_apart(tmp_path: Path) -> None:
     # contract 43, 50, 62, 64, 70, 73, 110, 112
