@@ -19,9 +19,9 @@ CHECKS = (
     ("importlinter",),
 )
 
-# All of the contract's tests pass on every dialect when asked for: `pytest --dialect postgresql`. These are the ones that
-# a dialect can spoil: who wins a race, what is whole after a death, what a commit that was refused or forked away leaves
-# behind, who is woken.
+# All tests of the contract pass on each dialect when asked for: `pytest --dialect postgresql`. These are the ones that
+# a dialect can spoil: who wins a race, what is whole after a death, what a commit leaves behind that was refused or
+# forked away, who is woken.
 CORE = (
     "tests/test_claims.py",
     "tests/test_committer.py",
