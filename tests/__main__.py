@@ -19,6 +19,8 @@ CHECKS = (
     ("importlinter",),
 )
 
+# Two files at a time: tests wait for processes, locks and deadlines more than they compute.
+TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
 # All tests of the contract pass on each dialect when asked for: `pytest --dialect postgresql`. These are the ones that
 # a dialect can spoil: who wins a race, what is whole after a death, what a commit leaves behind that was refused or
 # forked away, who is woken.
@@ -68,14 +70,16 @@ def check_outside_dialect() -> bool:
         return True
     with tempfile.TemporaryDirectory() as folder:
         install = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder, str(OUTSIDE))
-        return run_check("pip", *install) and run_check("pytest", "--dialect", "mariadb", *CORE, beside=folder)
+        return run_check("pip", *install) and run_check(
+            "pytest", *TWO_AT_ONCE, "--dialect", "mariadb", *CORE, beside=folder
+        )
 
 
 def main() -> int:
     """Run every check, also after one has failed; give the exit code."""
-    tests = [("pytest", *sys.argv[1:])]
+    tests: list[tuple[str, ...]] = [("pytest", *(sys.argv[1:] or TWO_AT_ONCE))]
     if not sys.argv[1:]:
-        tests += [("pytest", "--dialect", dialect, *which) for dialect, which in ON_OTHER_DIALECTS.items()]
+        tests += [("pytest", *TWO_AT_ONCE, "--dialect", each, *which) for each, which in ON_OTHER_DIALECTS.items()]
     passed = [run_check(*check) for check in (*CHECKS, *tests)]
     if not sys.argv[1:]:
         passed.append(check_outside_dialect())
