@@ -1,5 +1,6 @@
 """What tests of several subjects share."""
 
+import re
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -202,3 +203,8 @@ def as_sync(body: Body) -> Callable[[Any, Any], Any]:
         raise AssertionError("the body of a synchronous job awaited something else than its step")
 
     return run
+
+
+def spelled(value: object) -> str:
+    """Name a test's parameter by its repr, without what differs from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:60]

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from durably.codec import PLAIN, Unfit, check_input, check_output, codec_for, encode_step
 from durably.errors import EncodingError, PayloadTooLargeError, ValidationError
+from tests.support import spelled
 
 JSON = st.recursive(
     st.none()
@@ -102,7 +103,7 @@ class Node:
         (bool | int, 1),
         (bool | int, True),
     ],
-    ids=repr,
+    ids=spelled,
 )
 def test_unions_enums_and_recursive_types_come_back_as_themselves(declared: Any, value: Any) -> None:
     # contract 20, 74
@@ -132,7 +133,7 @@ def test_a_model_with_an_alias_comes_back(  # contract 20, 74
         (datetime(2024, 1, 1, tzinfo=UTC), "$"),
         (Cat(), "$"),
     ],
-    ids=repr,
+    ids=spelled,
 )
 @pytest.mark.parametrize("declared", [Any, object])
 def test_what_is_no_json_is_refused_with_its_path(value: Any, path: str, declared: Any) -> None:
@@ -150,7 +151,7 @@ def test_a_float_that_json_lacks_is_refused_inside_declared_types(declared: Any,
         codec_for(declared).encode(value if declared in (float, float | None) else [value])
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: 2}, {1, 2}, b"x"], ids=repr)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: 2}, {1, 2}, b"x"], ids=spelled)
 @pytest.mark.parametrize("declared", [dict[str, Any], dict])
 def test_what_json_lacks_is_refused_below_any_in_a_declared_type(declared: Any, value: Any) -> None:
     # contract 25, 25a
@@ -184,7 +185,7 @@ class Tree(TypedDict):
         (dict[int, Any], {1: "a"}),
         (tuple[Any, int], ({"a": 1}, 2)),
     ],
-    ids=repr,
+    ids=spelled,
 )
 def test_plain_data_below_any_comes_back_as_it_was(declared: Any, value: Any) -> None:
     # contract 20, 25, 74

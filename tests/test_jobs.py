@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from durably import AsyncStep, ConflictError, Durably, JobHandle, StepContext, ValidationError, define_job
-from tests.support import AppMaker, Wrap, hear, read, types
+from tests.support import AppMaker, Wrap, hear, read, spelled, types
 
 
 def plain(step: StepContext, input: Any) -> Any:
@@ -48,7 +48,7 @@ def test_the_decorator_defines_and_registers_and_yields_the_handle(app: Durably)
 @pytest.mark.parametrize(
     "name",
     ["", " ", "a ", " a", "a\tb", "a\nb", "\x7f", "a\u2028b", "\ud800", "x" * 256, None, 7, b"job"],
-    ids=repr,
+    ids=spelled,
 )
 def test_a_name_that_is_none_is_refused(name: Any) -> None:
     # contract 17
@@ -78,7 +78,7 @@ async def generates_async(step: Any, input: Any) -> AsyncIterator[int]:
 @pytest.mark.parametrize(
     "run",
     [no_parameter, one_parameter, three_parameters, keyword_only, generates, generates_async, "text", None],
-    ids=repr,
+    ids=spelled,
 )
 def test_a_function_of_another_shape_is_refused_at_definition(run: Any) -> None:
     # contract 18
@@ -316,7 +316,7 @@ def test_whatever_a_job_raises_fails_its_run_and_nothing_else(app: Durably, eith
     assert len(read(app, run).error or "") <= 70_000
 
 
-@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt()], ids=spelled)
 @pytest.mark.parametrize("place", ["job", "step"])
 def test_an_exit_out_of_a_job_fails_it_and_not_the_worker(
     app: Durably, either: Wrap, ending: BaseException, place: str

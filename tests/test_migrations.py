@@ -46,6 +46,8 @@ def test_the_migrated_schema_is_the_one_that_the_code_declares(make_app: AppMake
     # contract 10
     app = make_app(migrated=False)
     app.migrate()
+    if app.database.dialect.name == "mariadb":
+        pytest.skip("there partial indexes are columns, and commits have a table of their own")
 
     def is_durablys(name: str | None, kind: str, _parents: Any) -> bool:
         return kind != "table" or str(name).startswith("durably_")  # a dialect may have tables of its own

@@ -25,7 +25,7 @@ from durably import (
 )
 from durably.settings import load_settings, parse_duration
 from tests.databases import databases
-from tests.support import AppMaker, Wrap, eventually, read
+from tests.support import AppMaker, Wrap, eventually, read, spelled
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,7 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=lambda v: repr(v)[:30])
+@pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=spelled)
 def test_a_wrong_setting_is_refused_by_name_in_the_constructor(name: str, value: Any) -> None:
     # contract 4, 5
     with pytest.raises(ValidationError) as refused:

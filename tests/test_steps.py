@@ -36,7 +36,7 @@ from durably import (
     UsageError,
     define_job,
 )
-from tests.support import AppMaker, Wrap, add_worker, claim, eventually, hear, read, recover, sql, types
+from tests.support import AppMaker, Wrap, add_worker, claim, eventually, hear, read, recover, spelled, sql, types
 
 
 def run_job(app: Durably, run: Callable[[Any, Any], Any], input: Any = None, **options: Any) -> Run:
@@ -190,7 +190,7 @@ TYPED_VALUES: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("declared", "value"), TYPED_VALUES, ids=lambda v: repr(v)[:40])
+@pytest.mark.parametrize(("declared", "value"), TYPED_VALUES, ids=spelled)
 def test_a_step_returns_the_first_time_what_its_replay_returns_to_the_type(
     app: Durably, declared: Any, value: Any
 ) -> None:
@@ -268,7 +268,7 @@ def test_a_result_that_cannot_be_encoded_fails_the_step_with_the_path_inside_the
 @pytest.mark.parametrize(
     "value",
     [float("nan"), float("inf"), {1: "x"}, {None: 1}, b"bytes", {1, 2}, "\ud800", {"\udfff": 1}],
-    ids=repr,
+    ids=spelled,
 )
 def test_what_json_cannot_give_back_is_refused_without_a_declared_type(app: Durably, value: Any) -> None:
     # contract 25, 76
@@ -794,7 +794,7 @@ def test_a_result_that_comes_after_the_cancellation_is_discarded(app: Durably, e
     assert types(heard, "run:").count("run:cancel") == 1
 
 
-@pytest.mark.parametrize("name", ["", " x", "x ", "a\nb", "a\0b", "x" * 256, 7, None], ids=repr)
+@pytest.mark.parametrize("name", ["", " x", "x ", "a\nb", "a\0b", "x" * 256, 7, None], ids=spelled)
 def test_a_step_name_that_is_none_is_refused_before_its_function_is_called(
     app: Durably, either: Wrap, name: Any
 ) -> None:

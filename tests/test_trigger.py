@@ -21,7 +21,7 @@ from durably import (
     ids,
 )
 from durably.handle import parse_json
-from tests.support import AppMaker, add_worker, claim, eventually, hear, read, sql, types
+from tests.support import AppMaker, add_worker, claim, eventually, hear, read, spelled, sql, types
 
 
 class Order(pydantic.BaseModel):
@@ -129,7 +129,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "field"), BAD_ARGUMENTS, ids=lambda v: repr(v)[:40])
+@pytest.mark.parametrize(("arguments", "field"), BAD_ARGUMENTS, ids=spelled)
 def test_a_wrong_argument_is_refused_by_name_before_anything_is_written(
     app: Durably, arguments: dict[str, Any], field: str
 ) -> None:
@@ -177,7 +177,7 @@ def test_an_input_over_max_payload_bytes_gives_its_size_and_the_limit(make_app: 
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), [float("inf")], {1: 2}, object(), b"x", {"a": {"b": {1, 2}}}], ids=repr
+    "value", [float("nan"), [float("inf")], {1: 2}, object(), b"x", {"a": {"b": {1, 2}}}], ids=spelled
 )
 def test_an_untyped_input_that_is_no_json_is_refused(app: Durably, value: Any) -> None:
     # contract 25
