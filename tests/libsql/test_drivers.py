@@ -13,6 +13,7 @@ from sqlalchemy import create_engine
 from durably.store.dialects.libsql import hrana, local, pep249
 from durably.store.dialects.libsql.file import FILE
 from durably.store.dialects.libsql.server import SERVER
+from tests.support import spelled
 
 if TYPE_CHECKING:
     from tests.sqld import LibSQLServer
@@ -67,7 +68,7 @@ def test_all_kinds_of_bytes_can_be_stored(cursor: pep249.Cursor, value: Any) -> 
         *((float("nan"), pep249.DataError), (float("inf"), pep249.DataError), (-float("inf"), pep249.DataError)),
         *((2**63, pep249.DataError), ("\ud800", pep249.DataError), (object(), pep249.ProgrammingError)),
     ],
-    ids=str,
+    ids=spelled,
 )
 def test_what_cannot_be_stored_as_it_is_is_refused(
     cursor: pep249.Cursor, value: Any, error: type[pep249.Error]
