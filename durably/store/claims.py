@@ -233,6 +233,18 @@ def _may_promise(table: Any) -> ColumnElement[bool]:
     )
 
 
+# Of whatever job and key: with each heartbeat it is asked, and hardly ever is there one.
+_passed_over: Final = (
+    select(literal_column("1"))
+    .where(
+        has_status("pending"),
+        runs.c.interruptions >= bindparam("isolate_after"),
+        runs.c.pending_at < now() - bindparam("patience"),
+    )
+    .limit(literal_column("1"))
+)
+
+
 @lru_cache(maxsize=64)
 def _overdue_of(job_count: int) -> Select[Any]:
     return (
@@ -272,13 +284,10 @@ def await_overdue_run(
     """
     if not jobs:
         return False
-    values = {
-        "claimer": worker_id,
-        **_names(jobs),
-        "isolate_after": isolate_after,
-        "below_interruptions": _any,
-        "patience": int(patience * 1e6),
-    }
+    age = {"isolate_after": isolate_after, "patience": int(patience * 1e6)}
+    if connection.execute(_passed_over, age).first() is None:
+        return False
+    values: dict[str, Any] = {"claimer": worker_id, **_names(jobs), **age, "below_interruptions": _any}
     run_id = connection.execute(_overdue_of(len(jobs)), values).scalar()
     if run_id is None:
         return False
