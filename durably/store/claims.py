@@ -234,7 +234,7 @@ def _may_promise(table: Any) -> ColumnElement[bool]:
 
 
 # Of whatever job and key: with each heartbeat it is asked, and hardly ever is there one.
-_passed_over: Final = (
+_passed_over: Final[Select[Any]] = (
     select(literal_column("1"))
     .where(
         has_status("pending"),
