@@ -21,32 +21,42 @@ CHECKS = (
 
 # Two files at a time: tests wait for processes, locks and deadlines more than they compute.
 TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
-# All tests of the contract pass on each dialect when asked for: `pytest --dialect postgresql`. These are the ones that
-# a dialect can spoil: who wins a race, what is whole after a death, what a commit leaves behind that was refused or
-# forked away, who is woken.
+SUITE = "durably/testing/dialects/suite"
+# The whole suite passes on each dialect: `pytest --databases tests.databases:postgresql`. These are the ones that a
+# dialect can spoil: who wins a race, what is whole after a death, what a commit leaves behind that was refused, cut off
+# or forked away, who is woken.
 CORE = (
-    "tests/test_claims.py",
-    "tests/test_committer.py",
-    "tests/test_migrations.py",
-    "tests/test_property.py",
-    "tests/test_races.py",
+    f"{SUITE}/test_claims.py",
+    f"{SUITE}/test_committer.py",
+    f"{SUITE}/test_faults.py",
+    f"{SUITE}/test_forks.py",
+    f"{SUITE}/test_migrations.py",
+    f"{SUITE}/test_property.py",
+    f"{SUITE}/test_races.py",
     "--lives=10",
 )
-MORE = (*CORE, "tests/test_forks.py", "tests/test_recovery.py", "tests/test_state_machine.py", "tests/test_trigger.py")
+MORE = (
+    *CORE,
+    f"{SUITE}/test_instance.py",
+    f"{SUITE}/test_recovery.py",
+    f"{SUITE}/test_state_machine.py",
+    f"{SUITE}/test_trigger.py",
+    "tests/test_copy.py",
+    "tests/test_families.py",
+    "tests/test_postgresql.py",
+    "tests/libsql",
+)
 ON_OTHER_DIALECTS = {
     "postgresql": (
         *MORE,
-        "tests/test_copy.py",
-        "tests/test_families.py",
-        "tests/test_local_worker.py",
-        "tests/test_postgresql.py",
-        "tests/test_queries.py",
-        "tests/test_retention.py",
-        "tests/test_waiting.py",
+        f"{SUITE}/test_local_worker.py",
+        f"{SUITE}/test_queries.py",
+        f"{SUITE}/test_retention.py",
+        f"{SUITE}/test_waiting.py",
         "--lives=40",
     ),
-    "libsql-file": CORE,
-    "libsql-server": (*MORE, "tests/libsql"),
+    "libsql_file": CORE,
+    "libsql_server": MORE,
 }
 OUTSIDE = ROOT / "docs" / "examples" / "durably-mariadb"
 
@@ -71,7 +81,7 @@ def check_outside_dialect() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         install = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder, str(OUTSIDE))
         return run_check("pip", *install) and run_check(
-            "pytest", *TWO_AT_ONCE, "--dialect", "mariadb", *CORE, beside=folder
+            "pytest", *TWO_AT_ONCE, "--databases", "tests.databases:mariadb", *CORE, beside=folder
         )
 
 
@@ -79,7 +89,10 @@ def main() -> int:
     """Run every check, also after one has failed; give the exit code."""
     tests: list[tuple[str, ...]] = [("pytest", *(sys.argv[1:] or TWO_AT_ONCE))]
     if not sys.argv[1:]:
-        tests += [("pytest", *TWO_AT_ONCE, "--dialect", each, *which) for each, which in ON_OTHER_DIALECTS.items()]
+        tests += [
+            ("pytest", *TWO_AT_ONCE, "--databases", f"tests.databases:{each}", *which)
+            for each, which in ON_OTHER_DIALECTS.items()
+        ]
     passed = [run_check(*check) for check in (*CHECKS, *tests)]
     if not sys.argv[1:]:
         passed.append(check_outside_dialect())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parents[1]
 CONTRACT: Final = ROOT / "docs" / "contract.md"
+FOLDERS: Final = ("durably/testing", "tests")
 LISTING: Final = ROOT / "docs" / "contract-tests.md"
 
 _STATEMENT: Final = re.compile(r"(\d+[a-z]?)\. (.+)")
@@ -132,10 +133,11 @@ def _scopes(tree: ast.Module | ast.ClassDef, own_lines: set[int], prefix: str = 
 
 
 def all_citations() -> list[Citation]:
-    """Find what every file under tests/ cites, by path and line."""
+    """Find what every test file cites, by path and line."""
     return [
         citation
-        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for citation in read_citations(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
     ]
 

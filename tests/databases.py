@@ -1,21 +1,20 @@
-"""Where tests get their databases from: one maker for each dialect, chosen by pytest's option `--dialect`."""
+"""Where this repository's tests get their databases from: `pytest --databases tests.databases:postgresql`."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
-import sqlite3
+import socket
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from sqlalchemy import make_url
 
-from durably import Durably
+from durably.testing.dialects import Cable, SQLiteFiles
+from durably.testing.dialects.databases import databases, migrate
 from tests.mariadb import MariaDBServer
 
 if TYPE_CHECKING:
@@ -23,86 +22,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-
-class Databases(Protocol):
-    """Makes databases of one dialect."""
-
-    def fresh_url(self, folder: Path, name: str = "durably") -> str:
-        """
-        Give the URL of a database without tables.
-
-        Args:
-            folder: The test's own.
-            name: Of a file in it.
-        """
-
-    def fill(self, url: str) -> None:
-        """Give a fresh database the current schema, by copying: Alembic takes a tenth of a second each time."""
-
-    def is_free(self, url: str) -> bool:
-        """Tell whether nobody is in the middle of a write, as far as the database's locks tell."""
-
-    def locked(self, url: str) -> contextlib.AbstractContextManager[None]:
-        """Keep everybody else from writing, as a stranger can who never ends a transaction."""
-
-    def hurry(self, patch: pytest.MonkeyPatch) -> None:
-        """Let a connection that is opened from now on wait 0.2 s at most for a stranger's lock before it says so."""
-
-    def clean(self) -> None:
-        """Drop the databases made so far, after a test."""
-
-    def close(self) -> None:
-        """Drop what tests shared, after the last one."""
-
-
-class SQLiteFiles:
-    """A file each."""
-
-    scheme = "sqlite"
-
-    def __init__(self) -> None:
-        self._template: Path | None = None
-
-    def fresh_url(self, folder: Path, name: str = "durably") -> str:
-        return f"{self.scheme}:///{folder / name}.db"
-
-    def fill(self, url: str) -> None:
-        path = Path(_path(url))
-        if self._template is None:
-            self._template = Path(tempfile.mkdtemp()) / "template.db"
-            _migrate(f"{self.scheme}:///{self._template}")
-        if not path.exists():
-            shutil.copyfile(self._template, path)
-
-    def is_free(self, url: str) -> bool:
-        gate = os.open(_path(url) + "-gate", os.O_RDWR)
-        try:
-            fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(gate)
-        return True
-
-    @contextlib.contextmanager
-    def locked(self, url: str) -> Iterator[None]:
-        with contextlib.closing(self._connect(_path(url))) as stranger:
-            stranger.cursor().execute("BEGIN IMMEDIATE")
-            yield
-            stranger.rollback()
-
-    def hurry(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr("durably.store.dialects.sqlite._BUSY_SECONDS", 0.05)
-
-    def clean(self) -> None:
-        """Leave them to pytest, whose folders they are in."""
-
-    def close(self) -> None:
-        if self._template is not None:
-            shutil.rmtree(self._template.parent)
-
-    def _connect(self, path: str) -> Any:
-        return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    from durably.testing.dialects import Databases
 
 
 class LibSQLFiles(SQLiteFiles):
@@ -110,7 +30,7 @@ class LibSQLFiles(SQLiteFiles):
 
     scheme = "sqlite+libsql"
 
-    def _connect(self, path: str) -> Any:
+    def connect(self, path: str) -> Any:
         from durably.store.dialects.libsql import local
 
         return local.connect(path)
@@ -153,7 +73,7 @@ class PostgreSQLServer:
         if self._template is None:
             self._template = f"durably_template_{uuid4().hex}"
             self._create(self._template, "template0")
-            _migrate(self._url_of(self._template))
+            migrate(self._url_of(self._template))
         self._drop(database)
         self._create(database, self._template)
         self._filled.add(database)
@@ -180,6 +100,22 @@ class PostgreSQLServer:
 
     def hurry(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr("durably.store.dialects.postgresql._LOCK_TIMEOUT_MS", 50)
+
+    def cable(self, url: str, folder: Path) -> tuple[Cable, str]:
+        server = make_url(url)
+        where = f"{server.query['host']}/.s.PGSQL.{server.query.get('port', 5432)}"
+        near = folder / "cable"
+        near.mkdir()
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(near / ".s.PGSQL.5432"))
+        listener.listen()
+
+        def connect() -> socket.socket:
+            far = socket.socket(socket.AF_UNIX)
+            far.connect(where)
+            return far
+
+        return Cable(listener, connect), server.update_query_dict({"host": str(near)}).render_as_string(False)
 
     def clean(self) -> None:
         while self._made:
@@ -243,56 +179,38 @@ class _EmbeddedServer:
         pg_ctl(["-w", *arguments], pgdata=self.folder, user=self._server.system_user)
 
 
-def _path(url: str) -> str:
-    return str(make_url(url).database)
+sqlite: Final = SQLiteFiles
+postgresql: Final = PostgreSQLServer
+libsql_file: Final = LibSQLFiles
+mariadb: Final = MariaDBServer
 
 
-def _migrate(url: str) -> None:
-    app = Durably(url)
-    app.migrate()
-    app.database.close()
-
-
-def _libsql_server() -> Databases:
+def libsql_server() -> Databases:
+    """Make the maker, which imports libSQL's driver."""
     from tests.sqld import LibSQLServer
 
     return LibSQLServer()
 
 
-_MAKERS: dict[str, Callable[[], Databases]] = {
-    "sqlite": SQLiteFiles,
-    "postgresql": PostgreSQLServer,
-    "libsql-file": LibSQLFiles,
-    "libsql-server": _libsql_server,
-    "mariadb": MariaDBServer,
+_MAKERS: Final[dict[str, Callable[[], Databases]]] = {
+    "sqlite": sqlite,
+    "postgresql": postgresql,
+    "libsql_file": libsql_file,
+    "libsql_server": libsql_server,
+    "mariadb": mariadb,
 }
-DIALECTS = tuple(_MAKERS)
-_FILES = frozenset({"sqlite", "libsql-file"})
-_POLLING = frozenset({"libsql-server", "mariadb"})
-
 chosen = "sqlite"
-"""Of this test session."""
-
-
+"""This session's; set from the options."""
 _used: dict[str, Databases] = {}
 
 
-def databases(dialect: str | None = None) -> Databases:
-    """Give the maker of a dialect, by default of the session's; a server begins with the first call."""
-    dialect = dialect or chosen
+def of(dialect: str) -> Any:
+    """Give the maker of a dialect for tests of its own: this session's if it is one, else another beside it."""
+    if dialect == chosen:
+        return databases()
     if dialect not in _used:
         _used[dialect] = _MAKERS[dialect]()
     return _used[dialect]
-
-
-def has_files() -> bool:
-    """Tell whether the session's databases are SQLite files, by whichever driver."""
-    return chosen in _FILES
-
-
-def only_polls() -> bool:
-    """Tell whether nothing wakes those who wait for others' commits, on the session's dialect."""
-    return chosen in _POLLING
 
 
 _at_end: list[Callable[[], object]] = []
@@ -304,7 +222,7 @@ def at_end(close: Callable[[], object]) -> None:
 
 
 def clean() -> None:
-    """Drop the databases of the test that has just ended."""
+    """Drop what `of` gave to the test that has just ended."""
     while _at_end:
         _at_end.pop()()
     for maker in _used.values():

@@ -17,6 +17,7 @@ from uuid import uuid4
 from sqlalchemy import make_url
 
 from durably import Durably
+from durably.testing.dialects import Cable, lay_by_tcp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +83,9 @@ class MariaDBServer:
 
     def hurry(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr("durably_mariadb._LOCK_WAIT_SECONDS", 0)
+
+    def cable(self, url: str, folder: Path) -> tuple[Cable, str]:  # noqa: ARG002 - for a socket in it
+        return lay_by_tcp(url)
 
     def clean(self) -> None:
         while self._made:

@@ -18,7 +18,8 @@ from sqlalchemy import make_url
 from durably import Durably
 from durably.store.dialects.libsql import hrana
 from durably.store.dialects.libsql.wire import LOST
-from tests.support import eventually
+from durably.testing.dialects import Cable, lay_by_tcp
+from durably.testing.dialects.suite.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,6 +170,9 @@ class LibSQLServer:
         with contextlib.closing(self.connect()) as connection:
             if names := self._tables(connection.cursor()):
                 self._at_once(connection, [f'DROP TABLE "{name}"' for name in names])
+
+    def cable(self, url: str, folder: Path) -> tuple[Cable, str]:  # noqa: ARG002 - for a socket in it
+        return lay_by_tcp(url)
 
     def close(self) -> None:
         if self.embedded is not None:

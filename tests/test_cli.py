@@ -26,7 +26,7 @@ from durably.cli.output import printable
 from durably.cli.timeline import bar
 from durably.errors import SchemaOutdatedError, ValidationError
 from durably.model import Step
-from tests.support import eventually, sql
+from durably.testing.dialects.suite.support import eventually, sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from durably.codec import PLAIN, Unfit, check_input, check_output, codec_for, encode_step
 from durably.errors import EncodingError, PayloadTooLargeError, ValidationError
-from tests.support import spelled
+from durably.testing.dialects.suite.support import spelled
 
 JSON = st.recursive(
     st.none()

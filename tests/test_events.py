@@ -12,7 +12,7 @@ import pytest
 from durably import Durably, StepContext, ValidationError, define_job, is_domain_event
 from durably.events import CATALOGUE
 from durably.local import LocalWorker
-from tests.support import AppMaker, Wrap, eventually, hear, read, types
+from durably.testing.dialects.suite.support import AppMaker, Wrap, eventually, hear, read, types
 
 
 def nothing(step: StepContext, input: Any) -> None:

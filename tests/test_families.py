@@ -18,9 +18,9 @@ from sqlalchemy import text
 
 from durably.ids import new_id
 from durably.store.triggers import NewRun, trigger
-from tests.databases import databases
+from durably.testing.dialects.databases import databases
+from durably.testing.dialects.suite.support import eventually
 from tests.e2e.harness import Supervised
-from tests.support import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ HEARTBEAT, SILENCE = 0.5, 2.0
 SLACK_SECONDS = 3.0
 
 
-pytestmark = pytest.mark.own("postgresql", "libsql-server")
+pytestmark = pytest.mark.own("postgresql", "libsql_server")
 
 
 @pytest.mark.timeout(1800 if IS_LONG else 180)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from durably import AsyncStep, ConflictError, Durably, JobHandle, StepContext, ValidationError, define_job
-from tests.support import AppMaker, Wrap, hear, read, spelled, types
+from durably.testing.dialects.suite.support import AppMaker, Wrap, hear, read, spelled, types
 
 
 def plain(step: StepContext, input: Any) -> Any:

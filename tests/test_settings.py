@@ -1,12 +1,8 @@
 """Settings and the instance: where values come from, what is refused, what is not opened, threads and forks."""
 
-import asyncio
 import math
 import os
-import subprocess
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,17 +11,12 @@ import pytest
 
 import durably
 from durably import (
-    AsyncStep,
-    DatabaseUnavailableError,
     Durably,
-    SchemaOutdatedError,
-    StepContext,
     ValidationError,
     define_job,
 )
 from durably.settings import load_settings, parse_duration
-from tests.databases import databases
-from tests.support import AppMaker, Wrap, eventually, read, spelled
+from durably.testing.dialects.suite.support import spelled
 
 
 @pytest.fixture(autouse=True)
@@ -202,177 +193,3 @@ def test_the_url_is_in_no_repr_of_the_settings() -> None:
     # contract 7
     assert "a.db" not in repr(load_settings(dialect_url="sqlite:///a.db"))
     assert "secret" not in repr(Durably("sqlite:///a.db?password=secret").settings)
-
-
-def test_threads_and_loops_use_one_instance_at_once(app: Durably) -> None:
-    # contract 8
-    handle = app.register(define_job("job", lambda step, value: value))
-
-    def on_a_thread(n: int) -> list[str]:
-        return [handle.trigger(n).id for _ in range(5)]
-
-    def on_a_loop(n: int) -> list[str]:
-        async def go() -> list[str]:
-            return [run.id for run in await asyncio.gather(*(handle.atrigger(n) for _ in range(5)))]
-
-        return asyncio.run(go())
-
-    with ThreadPoolExecutor(8) as threads:
-        futures = [threads.submit(f, n) for n in range(4) for f in (on_a_thread, on_a_loop)]
-    made = [run_id for future in futures for run_id in future.result()]
-    assert len(set(made)) == len(app.get_runs()) == 40
-
-
-def test_job_code_may_call_the_instance_in_either_form(make_app: AppMaker, either: Wrap) -> None:
-    # contract 8
-    app = make_app(concurrency=2)
-    child = app.register(define_job("child", lambda step, value: value))
-
-    async def body(step: Any, _input: Any) -> Any:
-        def inside() -> list[Any]:
-            run = child.trigger(1)
-            return [len(app.get_runs(job_name="child")), app.wait_for_run(run.id, timeout=10).output]
-
-        return await step.run("inside", inside)
-
-    parent = app.register(define_job("parent", either(body)))
-    app.start()
-    assert parent.trigger_and_wait(timeout=20).output == [1, 1]
-
-
-def test_an_async_job_may_await_a_child_on_the_workers_loop(make_app: AppMaker) -> None:
-    # contract 8, 138
-    app = make_app(concurrency=2)
-    child = app.register(define_job("child", lambda step, value: value))
-
-    @app.job("parent")
-    async def parent(step: AsyncStep, input: None) -> int:
-        run = await child.atrigger_and_wait(5, timeout=10)
-        app.get_run(run.id)
-        return int(run.output)
-
-    app.start()
-    assert parent.trigger_and_wait(timeout=20).output == 5
-
-
-FORK = """
-import os, sys, threading
-from durably import Durably
-app = Durably(url, polling_interval=0.05)
-@app.job("job")
-def job(step, input):
-    return os.getpid()
-app.migrate()
-app.start()
-assert job.trigger_and_wait(timeout=10).output == os.getpid()
-parents_engine = app.database.engine()
-child = os.fork()
-if child == 0:
-    code = 1
-    try:
-        heard = []
-        app.on("*", heard.append)
-        app.stop()                                   # not started here: does nothing
-        assert app.database.engine() is not parents_engine
-        app.start()                                  # so this begins a worker of the child's own
-        run = job.trigger()
-        app.wait_for_run(run.id, timeout=10)
-        assert heard[0].process.pid == os.getpid() and heard[0].sequence == 1, heard[0]
-        app.stop()
-        app.database.close()
-        code = 0
-    finally:
-        os._exit(code)
-status = os.waitpid(child, 0)[1]
-assert job.trigger_and_wait(timeout=10).output == os.getpid()
-assert app.database.engine() is parents_engine
-app.stop()
-app.database.close()
-print(os.waitstatus_to_exitcode(status))
-"""
-
-
-@pytest.mark.timeout(60)
-def test_a_forked_child_opens_connections_of_its_own_and_counts_as_not_started(
-    python: Callable[..., subprocess.Popen[str]],
-) -> None:
-    # contract 9, 9a, 142
-    process = python(FORK)
-    assert process.communicate(timeout=40)[0] == "0\n"
-    assert process.returncode == 0
-
-
-@pytest.mark.sqlite_only("about the file")
-def test_a_file_that_is_no_database_is_unavailable_and_stays_as_it_is(make_app: AppMaker, elsewhere: Path) -> None:
-    # contract 183
-    path = elsewhere / "notes.txt"
-    path.write_text("these are no pages of SQLite\n" * 100)
-    app = make_app(migrated=False, dialect_url=f"sqlite:///{path}", database_timeout=0.5)
-    calls: list[Callable[[], object]] = [app.migrate, app.start, lambda: app.get_run("x")]
-    for call in calls:
-        with pytest.raises(DatabaseUnavailableError, match="not a database") as refused:
-            call()
-        assert str(path) in str(refused.value)
-    assert path.read_text().startswith("these are no pages")
-
-
-@pytest.mark.sqlite_only("about the file")
-@pytest.mark.parametrize("place", ["no/such/folder/a.db", "file/a.db", "folder"])
-def test_a_place_that_cannot_hold_the_file_is_unavailable_at_once(
-    make_app: AppMaker, elsewhere: Path, place: str
-) -> None:
-    # contract 183, 185
-    (elsewhere / "file").write_text("")
-    (elsewhere / "folder").mkdir()
-    app = make_app(migrated=False, dialect_url=f"sqlite:///{elsewhere / place}", database_timeout=5)
-    with pytest.raises(DatabaseUnavailableError, match="folder"):
-        app.migrate()
-    with pytest.raises((DatabaseUnavailableError, SchemaOutdatedError)):
-        app.start()
-
-
-@pytest.mark.sqlite_only("about the file")
-def test_a_file_system_that_is_read_only_is_unavailable(make_app: AppMaker, elsewhere: Path) -> None:
-    # contract 183
-    folder = elsewhere / "read only"
-    folder.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip("needs the right to mount a read-only tmpfs")
-    try:
-        app = make_app(migrated=False, dialect_url=f"sqlite:///{folder / 'a.db'}", database_timeout=0.5)
-        with pytest.raises(DatabaseUnavailableError, match="writable"):
-            app.migrate()
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_call_gives_up_on_a_busy_database_after_its_timeout(
-    make_app: AppMaker, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # contract 183
-    databases().hurry(monkeypatch)
-    app = make_app(database_timeout=0.3)
-    handle = app.register(define_job("job", lambda step, value: value))
-    with databases().locked(url):
-        # A libSQL server lets a writer wait for its turn and does not say so.
-        with pytest.raises(DatabaseUnavailableError, match=r"lock|timed out") as refused:
-            handle.trigger()
-        assert refused.value.__cause__ is not None
-        assert app.get_runs() == []
-    assert handle.trigger().status == "pending"
-
-
-def test_a_job_that_was_registered_after_the_start_is_executed(app: Durably) -> None:
-    # contract 22
-    app.register(define_job("early", lambda step, value: value))
-    app.start()
-
-    @app.job("late")
-    def late(step: StepContext, input: None) -> str:
-        return "done"
-
-    run = late.trigger()
-    assert eventually(lambda: read(app, run).output) == "done"

@@ -16,8 +16,9 @@ from jsonschema import Draft202012Validator
 
 from durably import Durably
 from durably.telemetry.schema import load_schema
-from tests.databases import at_end, databases
-from tests.support import eventually
+from durably.testing.dialects.databases import databases
+from durably.testing.dialects.suite.support import eventually
+from tests.databases import at_end
 
 if TYPE_CHECKING:
     from types import TracebackType

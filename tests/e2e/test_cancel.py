@@ -6,8 +6,8 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
+from durably.testing.dialects.suite.support import eventually
 from tests.e2e.harness import Supervised
-from tests.support import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support import eventually
+from durably.testing.dialects.suite.support import eventually
 
 IS_LONG = bool(os.environ.get("DURABLY_TEST_LONG"))
 KILLS = 500 if IS_LONG else 50

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
+from durably.testing.dialects.suite.support import eventually
 from tests.e2e.harness import Supervised
-from tests.support import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path

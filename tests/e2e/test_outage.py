@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tests.databases import databases
+from durably.testing.dialects.databases import databases
+from durably.testing.dialects.suite.support import eventually
 from tests.e2e.harness import Supervised
-from tests.support import eventually
 
 if TYPE_CHECKING:
     import subprocess

@@ -21,9 +21,9 @@ from durably.apps import load_app
 from durably.store.workers import get_workers
 from durably.supervisor.children import Nursery
 from durably.supervisor.supervisor import EXIT_FAILED, EXIT_KILLED
-from tests.databases import databases
+from durably.testing.dialects.databases import databases
+from durably.testing.dialects.suite.support import eventually, stop_between_commits
 from tests.e2e.harness import Supervised
-from tests.support import eventually, stop_between_commits
 
 
 def status_of(supervised: Supervised, run_id: str) -> str:
@@ -293,7 +293,7 @@ def test_what_a_program_prints_that_a_job_starts_does_not_get_between_the_logs_l
 
 
 # contract 189
-@pytest.mark.sqlite_only("only SQLite's database is a file")
+@pytest.mark.own("sqlite", "libsql_file")
 def test_a_database_file_that_is_removed_under_a_supervisor_is_told(tmp_path: Path) -> None:
     with Supervised(tmp_path, heartbeat_interval=0.2, stale_threshold=5) as supervised:
         supervised.until_ready(2)

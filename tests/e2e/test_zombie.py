@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
+from durably.testing.dialects.suite.support import eventually, stop_between_commits
 from tests.e2e.harness import Supervised
-from tests.support import eventually, stop_between_commits
 
 if TYPE_CHECKING:
     from pathlib import Path

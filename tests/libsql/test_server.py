@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ from sqlalchemy.exc import DBAPIError
 from durably import DatabaseUnavailableError, Durably, SchemaOutdatedError, StepContext, ValidationError, define_job
 from durably.store.dialects.libsql import hrana
 from durably.store.dialects.libsql.engine import ServerDialect
-from tests.cable import Cable
+from durably.testing.dialects.suite.support import eventually, hear
 from tests.sqld import LibSQLServer, Sqld
-from tests.support import eventually, hear
 
-pytestmark = pytest.mark.own("libsql-server")
+pytestmark = pytest.mark.own("libsql_server")
 
 Make = Callable[..., Durably]
 
@@ -167,67 +166,6 @@ def test_a_server_that_stands_still_holds_a_caller_up_for_a_bounded_time(
     assert time.monotonic() - began < 3
     sqld.resume()
     assert count(app) == 0
-
-
-@pytest.fixture
-def cable(sqld: Sqld) -> Iterator[Cable]:
-    def connect() -> socket.socket:
-        opened = socket.create_connection(("127.0.0.1", sqld.port))
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else each request takes 40 ms
-        return opened
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    cable = Cable(listener, connect)
-    cable.port = listener.getsockname()[1]  # type: ignore[attr-defined]
-    yield cable
-    cable.close()
-
-
-@pytest.fixture
-def cable_url(cable: Any, server_url: str) -> str:
-    return make_url(server_url).set(port=cable.port).render_as_string(hide_password=False)
-
-
-@pytest.mark.parametrize("cuts", [["before"], ["after"], ["before", "before", "after"]], ids=str)
-def test_a_commit_whose_answer_was_lost_is_made_once(cable: Cable, cable_url: str, make: Make, cuts: list[str]) -> None:
-    # contract 35, 51, 184
-    app = make(cable_url)
-    job = app.register(define_job("job", echo))
-    app.get_runs()
-    cable.cuts += cuts
-    run = job.trigger(1)
-    assert cable.cuts == []
-    assert run.disposition == "created"
-    assert [found.id for found in app.get_runs()] == [run.id]
-    cable.cuts += cuts
-    assert app.cancel(run.id).status == "cancelled"
-    cable.cuts += cuts
-    assert app.retry(run.id).attempt == 2
-
-
-@pytest.mark.parametrize("cut", ["before", "after"])
-def test_a_worker_whose_commits_are_cut_off_goes_on_as_if_nothing_had_been(
-    cable: Cable, cable_url: str, make: Make, cut: str
-) -> None:
-    # contract 51, 139, 184
-    app = make(cable_url, concurrency=4)
-    called: list[tuple[int, int]] = []
-
-    @app.job("job")
-    def job(step: StepContext, input: int) -> int:
-        for n in range(3):
-            step.run(f"step {n}", lambda n=n: called.append((input, n)))
-            step.log.info("logged")
-            if n == 1:
-                cable.cuts.append(cut)
-        return input
-
-    ids = [run.id for run in job.batch_trigger(range(20))]
-    app.start()
-    done = [app.wait_for_run(run_id, timeout=30) for run_id in ids]
-    assert {(run.generation, run.interruptions, run.completed_step_count) for run in done} == {(1, 0, 3)}
-    assert len(called) == len(set(called)) == 60
-    assert [len(app.get_logs(run_id)) for run_id in ids] == [3] * 20
 
 
 def test_upkeep_forgets_old_commits_alone(server: LibSQLServer, server_url: str, make: Make) -> None:

@@ -13,7 +13,7 @@ from durably.store.dialects.libsql.file import FILE
 from durably.store.dialects.libsql.server import SERVER
 from tests.sqld import Sqld
 
-pytestmark = pytest.mark.own("libsql-server")
+pytestmark = pytest.mark.own("libsql_server")
 
 ROOT = Path(__file__).parents[2]
 SUITE = Path(__file__).parent / "suite" / "suite.py"

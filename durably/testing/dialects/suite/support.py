@@ -16,7 +16,7 @@ from durably.store import claims, workers
 from durably.store.batch import write_batch
 from durably.store.claims import ClaimedRun, Company
 from durably.store.intents import Intent
-from tests.databases import databases
+from durably.testing.dialects.databases import databases
 
 T = TypeVar("T")
 Body = Callable[[Any, Any], Awaitable[Any]]

@@ -21,7 +21,17 @@ from durably import (
     ids,
 )
 from durably.handle import parse_json
-from tests.support import AppMaker, add_worker, claim, eventually, hear, read, spelled, sql, types
+from durably.testing.dialects.suite.support import (
+    AppMaker,
+    add_worker,
+    claim,
+    eventually,
+    hear,
+    read,
+    spelled,
+    sql,
+    types,
+)
 
 
 class Order(pydantic.BaseModel):

@@ -29,10 +29,8 @@ from durably.store.intents import (
     Release,
     StepFailure,
 )
-from durably.worker.identity import process_key
-from durably.worker.upkeep import Upkeep
-from tests.databases import databases
-from tests.support import (
+from durably.testing.dialects.databases import databases
+from durably.testing.dialects.suite.support import (
     AppMaker,
     Wrap,
     add_worker,
@@ -48,6 +46,8 @@ from tests.support import (
     worker_state,
     write,
 )
+from durably.worker.identity import process_key
+from durably.worker.upkeep import Upkeep
 
 QUICK: dict[str, Any] = {"heartbeat_interval": 0.1, "stale_threshold": 0.4}
 

@@ -14,14 +14,14 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, make_url
+from sqlalchemy import create_engine, inspect
 
 from alembic import command
 from durably import Durably, SchemaOutdatedError, SchemaTooNewError, Supervisor, define_job
 from durably.store.indexes import metadata
 from durably.store.migrations import current_revision
 from durably.store.tables import REVISION, VERSION_TABLE
-from tests.support import AppMaker, count_writes, read, sql
+from durably.testing.dialects.suite.support import AppMaker, count_writes, read, sql
 
 
 def tables(app: Durably) -> list[str]:
@@ -157,17 +157,6 @@ def index_list(table: str, connection: Any) -> Any:
     return inspect(connection).get_indexes(table)
 
 
-@pytest.mark.sqlite_only("about the file")
-def test_an_empty_file_is_migrated(make_app: AppMaker, tmp_path: Path) -> None:
-    # contract 14
-    (tmp_path / "durably.db").touch()
-    app = make_app(migrated=False)
-    with pytest.raises(SchemaOutdatedError):
-        app.start()
-    app.migrate()
-    assert app.get_runs() == []
-
-
 def test_a_revision_that_the_code_does_not_know_is_too_new_for_everybody(
     make_app: AppMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,15 +176,12 @@ def test_a_revision_that_the_code_does_not_know_is_too_new_for_everybody(
     assert begun == []
 
 
-@pytest.mark.parametrize(
-    "state",
-    [pytest.param("no file", marks=pytest.mark.sqlite_only("about the file")), "no tables", "an older revision"],
-)
+@pytest.mark.parametrize("state", ["nothing", "no tables of ours", "an older revision"])
 def test_without_the_codes_schema_every_call_but_migrate_says_to_migrate(
-    make_app: AppMaker, tmp_path: Path, url: str, state: str
+    make_app: AppMaker, url: str, state: str
 ) -> None:
     # contract 1, 13
-    if state == "no tables":
+    if state == "no tables of ours":
         theirs = create_engine(url)
         with theirs.begin() as connection:
             connection.exec_driver_sql("CREATE TABLE theirs (id INTEGER)")
@@ -228,7 +214,6 @@ def test_without_the_codes_schema_every_call_but_migrate_says_to_migrate(
         with pytest.raises(SchemaOutdatedError, match="migrate") as refused:
             call()
         assert (refused.value.found, refused.value.expected) == (None, REVISION)
-    assert state != "no file" or not (tmp_path / "durably.db").exists()
 
 
 def test_our_tables_live_beside_an_applications_alembic_history(make_app: AppMaker, tmp_path: Path, url: str) -> None:
@@ -268,11 +253,3 @@ def test_our_tables_live_beside_an_applications_alembic_history(make_app: AppMak
     assert "theirs" not in tables(app)
     assert read(app, run).status == "pending"
     assert app.database.read(current_revision) == REVISION
-
-
-@pytest.mark.sqlite_only("about the file")
-def test_a_local_file_is_in_wal_mode_with_foreign_keys(app: Durably) -> None:
-    # contract 73, 128, 189
-    assert sql(app, "PRAGMA journal_mode")[0][0] == "wal"
-    assert sql(app, "PRAGMA foreign_keys")[0][0] == 1
-    assert Path(str(make_url(app.database.dialect.safe_url).database)).exists()

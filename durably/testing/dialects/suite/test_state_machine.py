@@ -22,7 +22,7 @@ from durably import (
 )
 from durably.model import STATUSES, TERMINAL, Status
 from durably.store.intents import Checkpoint, Completion, Failure, LogLine, ProgressNote, Release, StepFailure
-from tests.support import AppMaker, add_worker, claim, hear, read, recover, sql, write
+from durably.testing.dialects.suite.support import AppMaker, add_worker, claim, hear, read, recover, sql, write
 
 MISSING = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 FAR_FUTURE = datetime(2100, 1, 1, tzinfo=UTC)

@@ -36,7 +36,19 @@ from durably import (
     UsageError,
     define_job,
 )
-from tests.support import AppMaker, Wrap, add_worker, claim, eventually, hear, read, recover, spelled, sql, types
+from durably.testing.dialects.suite.support import (
+    AppMaker,
+    Wrap,
+    add_worker,
+    claim,
+    eventually,
+    hear,
+    read,
+    recover,
+    spelled,
+    sql,
+    types,
+)
 
 
 def run_job(app: Durably, run: Callable[[Any, Any], Any], input: Any = None, **options: Any) -> Run:
@@ -455,6 +467,8 @@ def test_a_name_may_run_again_after_it_failed_in_the_same_execution(app: Durably
 class OutOfPaperError(Exception):
     """An exception of an application."""
 
+    __module__ = "printing"
+
 
 def test_an_exception_of_a_step_is_stored_told_and_raised_unchanged(app: Durably, either: Wrap) -> None:
     # contract 81, 143, 146
@@ -478,7 +492,7 @@ def test_an_exception_of_a_step_is_stored_told_and_raised_unchanged(app: Durably
     failed = app.get_steps(run.id)[0]
     assert (failed.name, failed.attempt, failed.status, failed.error) == ("print", 1, "failed", "tray 2")
     assert failed.error_type is not None
-    assert failed.error_type.endswith("test_steps.OutOfPaperError")
+    assert failed.error_type == "printing.OutOfPaperError"
     assert failed.error_traceback is not None
     assert "KeyError: 'the cause'" in failed.error_traceback
     assert "in fail" in failed.error_traceback

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from durably import BatchItem, Durably, NotFoundError, Run, StepContext, ValidationError, define_job
-from tests.support import eventually, hear, read, sql
+from durably.testing.dialects.suite.support import eventually, hear, read, sql
 
 
 def behave(step: StepContext, input: object) -> object:

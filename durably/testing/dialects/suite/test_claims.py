@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from durably import Durably, StepContext, define_job
 from durably.store import workers
-from tests.support import AppMaker, add_worker, claim, eventually, hear, read, recover, sql
+from durably.testing.dialects.suite.support import AppMaker, add_worker, claim, eventually, hear, read, recover, sql
 
 
 def nothing(step: StepContext, input: object) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from durably import Durably, StepContext, define_job
-from tests.support import add_worker, claim, read
+from durably.testing.dialects.suite.support import add_worker, claim, read
 
 if TYPE_CHECKING:
     import subprocess

@@ -8,14 +8,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from durably import (
     AsyncStep,
-    DatabaseUnavailableError,
     Durably,
     LogEntry,
     NotFoundError,
@@ -28,8 +26,8 @@ from durably import (
     WaitTimeoutError,
     define_job,
 )
-from tests import databases
-from tests.support import AppMaker, eventually, hear, read
+from durably.testing.dialects.databases import only_polls
+from durably.testing.dialects.suite.support import AppMaker, eventually, hear, read
 
 
 @pytest.fixture(params=["blocking", "awaited"])
@@ -156,10 +154,10 @@ app.database.close()
 
 
 def test_an_end_and_the_news_of_a_run_in_another_process_arrive(
-    make_app: AppMaker, python: Callable[..., subprocess.Popen[str]]
+    make_app: AppMaker, python: Callable[..., subprocess.Popen[str]], url: str
 ) -> None:
     # contract 135, 136
-    app = make_app(polling_interval=1 if databases.only_polls() else 30)
+    app = make_app(polling_interval=1 if only_polls(url) else 30)
     run = app.register(define_job("job", give_back)).trigger("x")
     process = python(ELSEWHERE)
     assert process.stdout is not None
@@ -307,15 +305,3 @@ def test_a_wait_that_is_given_up_while_it_begins_leaves_nothing_open(app: Durabl
     for watch in watches:
         if watch is not None:
             app.database.close_watch(watch)
-
-
-@pytest.mark.sqlite_only("about the file")
-def test_a_wait_on_what_is_no_database_raises_our_error(tmp_path: Path) -> None:
-    # contract 183
-    (tmp_path / "garbage.db").write_bytes(b"x" * 10_000)
-    app = Durably(f"sqlite:///{tmp_path / 'garbage.db'}")
-    with pytest.raises(DatabaseUnavailableError, match="not a database"):
-        app.wait_for_run("x", timeout=1)
-    with pytest.raises(DatabaseUnavailableError, match="not a database"):
-        asyncio.run(app.await_run("x", timeout=1))
-    app.database.close()

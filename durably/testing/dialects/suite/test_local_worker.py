@@ -32,8 +32,18 @@ from durably.local import LocalWorker
 from durably.store import workers
 from durably.store.committer import Committer
 from durably.supervisor.channel import encode
-from tests.databases import databases
-from tests.support import AppMaker, Wrap, add_worker, claim, eventually, hear, make_silent, read, sql, types
+from durably.testing.dialects.databases import databases
+from durably.testing.dialects.suite.support import (
+    AppMaker,
+    Wrap,
+    add_worker,
+    eventually,
+    hear,
+    make_silent,
+    read,
+    sql,
+    types,
+)
 
 
 def give_back(step: StepContext, input: Any) -> Any:
@@ -489,27 +499,6 @@ def test_process_until_idle_recovers_the_runs_of_a_silent_worker(app: Durably) -
     make_silent(app, lost, 31)
     assert app.process_until_idle() == 1
     assert read(app, run).interruptions == 1
-
-
-@pytest.mark.sqlite_only("about inotify")
-def test_where_the_system_has_no_inotify_left_polling_does_it_all(
-    make_app: AppMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # contract 34, 135, 186, 187
-    def used_up(**_: Any) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    monkeypatch.setattr("inotify_simple.INotify", used_up)
-    app = make_app(polling_interval=0.1, heartbeat_interval=0.1, stale_threshold=0.3)
-    handle = app.register(define_job("job", give_back))
-    heard = hear(app)
-    run = handle.trigger("lost")
-    lost = add_worker(app, "job")
-    claim(app, lost)
-    app.start()
-    assert app.wait_for_run(run.id, timeout=10).interruptions == 1
-    assert handle.trigger_and_wait("new", timeout=10).output == "new"
-    assert not [event for event in heard if event.type == "worker:error"]
 
 
 @pytest.mark.parametrize("when", ["between two identities", "while it drains"])
