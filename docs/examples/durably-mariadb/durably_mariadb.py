@@ -194,8 +194,10 @@ class MariaDB:
         if connection.invalidated or connection.closed:
             return
         with contextlib.suppress(DBAPIError):  # they go with the session
-            connection.execute(_free_locks)
-            connection.rollback()
+            try:
+                connection.execute(_free_locks)
+            finally:
+                connection.rollback()  # or no transaction could be begun after a failure
 
 
 def _name_session(_connection: object, record: Any) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LONGEST_CUT_SECONDS: Final = 120
+_LONGEST_ANSWER_SECONDS: Final = 0.5
 
 
 class Cable:
@@ -83,7 +84,8 @@ class Cable:
                         return
                     (server if ready is client else client).sendall(data)
                     if cut == "after":
-                        server.recv(1)  # the answer, which nobody gets
+                        # The answer, which nobody gets; there is none to half a message.
+                        select.select([server], [], [], _LONGEST_ANSWER_SECONDS)
                         return
 
     def _cut_of(self, data: bytes) -> str | None:

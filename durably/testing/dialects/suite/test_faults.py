@@ -163,7 +163,9 @@ def test_a_worker_whose_statements_fail_now_and_then_goes_on_as_if_nothing_had_b
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("where", ["before", "after"])
-@pytest.mark.parametrize("name", ACTS)
+@pytest.mark.parametrize(
+    "name", ["trigger", "cancel", "process_one", "get_run"]
+)  # each point may cost a server's patience
 def test_a_call_whose_connection_is_cut_at_any_message_is_done_once(
     cable: tuple[Cable, str], make_app: AppMaker, name: str, where: str
 ) -> None:
@@ -185,7 +187,7 @@ def test_a_call_whose_connection_is_cut_at_any_message_is_done_once(
     assert point > 1
 
 
-@pytest.mark.parametrize("cuts", [["before"], ["after"], ["before", "after", "before"]], ids=str)
+@pytest.mark.parametrize("cuts", [["before"], ["after"], ["before", "before", "after"]], ids=str)
 def test_a_commit_whose_answer_was_lost_is_made_once(
     cable: tuple[Cable, str], make_app: AppMaker, cuts: list[str]
 ) -> None:
