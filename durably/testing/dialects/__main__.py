@@ -19,13 +19,10 @@ def main() -> int:
     import pytest
 
     (folder,) = suite.__path__
-    # Of its own, so that what the caller's folder says of its own tests changes nothing here.
-    options = ["--import-mode=importlib", "--timeout=120", "--timeout-method=thread", "-ra", "-p", "no:cacheprovider"]
-    own = ["-c", str(Path(folder, "pytest.ini")), "-p", "durably.testing.dialects.plugin"]
     given = sys.argv[1:]
-    if not any(Path(argument.partition("::")[0]).suffix == ".py" for argument in given):
+    if not any(argument.partition("::")[0].endswith(".py") for argument in given):
         given.append(folder)
-    return int(pytest.main([*own, *options, *given]))
+    return int(pytest.main(["-c", str(Path(folder, "conformance.ini")), *given]))
 
 
 if __name__ == "__main__":

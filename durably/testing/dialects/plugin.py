@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from durably import Durably
 from durably.testing.dialects import databases
-from durably.testing.dialects.suite.support import AppMaker, Wrap, as_sync
+from durably.testing.dialects.suite.support import AppMaker, Wrap, as_sync, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if url or maker:
         make: Callable[..., Databases] = _find(maker) if maker else databases.OneDatabase
         databases.make = lambda: make(url) if url else make()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse a database that is not the suite's to empty, before any test."""
+    if session.config.getoption("--url"):
+        databases.databases()
 
 
 def pytest_unconfigure() -> None:
@@ -95,6 +102,8 @@ def make_app(url: str) -> Iterator[AppMaker]:
     for app in made:
         app.stop(timeout=5)
         app.database.close()
+    # Or it would find the next test's runs, where tests share a database.
+    eventually(lambda: not any(thread.name == "durably-worker" for thread in threading.enumerate()), timeout=60)
 
 
 @pytest.fixture
