@@ -19,6 +19,7 @@ from durably.cli import (
     show,
     status,
     supervise,
+    top,
     trigger,
     wait,
     workers,
@@ -55,6 +56,7 @@ for _command, _command_epilog in (
     (purge.purge, purge.EPILOG),
     (workers.workers, workers.EPILOG),
     (status.status, status.EPILOG),
+    (top.top, top.EPILOG),
     (doctor.doctor, doctor.EPILOG),
     (copy.copy, copy.EPILOG),
 ):
