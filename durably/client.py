@@ -51,6 +51,8 @@ class Options(TypedDict, total=False):
     unknown_job_interval: float | str | timedelta
     database_timeout: float | str | timedelta
     synchronous: str
+    health_port: int
+    health_host: str
 
 
 class Durably:

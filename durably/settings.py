@@ -114,6 +114,9 @@ class Settings:
         unknown_job_interval: How often pending runs of unknown jobs are reported.
         database_timeout: How long a caller's call keeps trying while the database is busy or away.
         synchronous: SQLite: "normal" survives a killed process, "full" also a power cut.
+        health_port: Where a supervisor answers over HTTP about its health, and gives metrics; 0 for any free port, None
+            for nowhere.
+        health_host: The address that it does so at; "0.0.0.0" for all.
     """
 
     dialect_url: str | None = field(default=None, repr=False)
@@ -133,6 +136,8 @@ class Settings:
     unknown_job_interval: Duration = 60.0
     database_timeout: Duration = 10.0
     synchronous: Literal["normal", "full"] = "normal"
+    health_port: Annotated[int | None, _between(0, 65_535), Integer] = None
+    health_host: str = "127.0.0.1"
 
 
 _NAMES: Final = frozenset(f.name for f in fields(Settings))
