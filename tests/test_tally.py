@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from durably.settings import load_settings
+from durably.supervisor.healthchild import Looks
 from durably.supervisor.probes import Answers, Snapshot
 from durably.supervisor.tally import BUCKETS, Tally
 from durably.telemetry.metrics import Measured, render
+from tests.support import eventually
 
 
 def completed(job: str, duration: float) -> dict[str, Any]:
@@ -92,3 +98,27 @@ def test_consuming_is_judged_by_the_worker_that_was_last_at_work(
     given, _, body = answers.give("/consuming", "")
     assert given == status
     assert words in body.decode()
+
+
+def test_a_database_that_takes_its_time_is_waited_for_no_longer_than_two_seconds() -> None:
+    # contract 208
+    is_back = threading.Event()
+    status: Any = object()
+
+    class App:
+        settings = load_settings(dialect_url="sqlite:///none.db")
+
+        def reconfigure(self, settings: Any) -> None:
+            assert settings.database_timeout == 2.0
+
+        def get_status(self) -> Any:
+            is_back.wait(30)
+            return status
+
+    looks, plan = Looks(), SimpleNamespace(load=App, overrides={})
+    threading.Thread(target=looks.keep_looking, args=(plan,), daemon=True).start()
+    began = time.monotonic()
+    assert looks.give() is None
+    assert 1.9 < time.monotonic() - began < 10
+    is_back.set()
+    assert eventually(looks.give) is status

@@ -31,6 +31,7 @@ _LETTERS: Final = 8
 _MAX_NAME: Final = 22
 _MAX_HOST: Final = 14
 _HEAD_LINES: Final = 6
+_AVERAGED_SECONDS: Final = 5
 _LINES_OF_A_SECTION: Final = 3
 """An empty one, the heading, and that of the table."""
 
@@ -112,7 +113,8 @@ def _cut(table: Table, rows: int) -> Table:
 def _throughput(rate: Sequence[int]) -> Text:
     most = max(*rate, 1)
     bars = "".join(_BARS[min(len(_BARS) - 1, -(-number * (len(_BARS) - 1) // most))] for number in rate)
-    return text("ended        ", "bold") + text(bars, "green") + text(f" {rate[-2]:,}/s")
+    lately = rate[-1 - _AVERAGED_SECONDS : -1]  # the last second is not over
+    return text("ended        ", "bold") + text(bars, "green") + text(f" {sum(lately) / len(lately):,.1f}/s")
 
 
 def _workers_table(status: SystemStatus) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import make_url
 
 from durably.supervisor import probes
+from tests.cable import Cable
 from tests.databases import databases
 from tests.e2e.harness import APP, Supervised
 from tests.support import eventually
@@ -168,6 +170,39 @@ def test_a_database_that_is_gone_costs_its_own_metrics_only(tmp_path: Path) -> N
         eventually(lambda: any("metrics are without the database's" in line["event"] for line in supervised.lines()))
         away.rename(path)
         eventually(lambda: value(metrics(url), "durably_database_up") == 1, timeout=30)
+
+
+@pytest.mark.own("postgresql")
+def test_a_server_that_was_cut_off_holds_no_answer_up(tmp_path: Path) -> None:
+    # contract 206, 208
+    url = make_url(databases().fresh_url(tmp_path))
+    real = Path(str(url.query["host"])) / ".s.PGSQL.5432"
+
+    def connect() -> socket.socket:
+        to_server = socket.socket(socket.AF_UNIX)
+        to_server.connect(str(real))
+        return to_server
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    cable = Cable(listener, connect)
+    through = url.set(host="127.0.0.1", port=listener.getsockname()[1]).difference_update_query(["host"])
+    with (
+        contextlib.closing(cable),
+        supervise(
+            tmp_path, url=through.render_as_string(False), stale_threshold=60, heartbeat_interval=1
+        ) as supervised,
+    ):
+        health = url_of(supervised)
+        supervised.until_ready(2)
+        eventually(lambda: value(metrics(health), "durably_database_up") == 1, timeout=30)
+        cable.is_plugged.clear()
+        eventually(lambda: value(metrics(health), "durably_database_up") == 0, timeout=30)
+        for path in ("/live", "/consuming", "/metrics"):
+            began = time.monotonic()
+            assert get(health + path)[0] == 200
+            assert time.monotonic() - began < (4 if path == "/metrics" else 1)
+        cable.is_plugged.set()
+        eventually(lambda: value(metrics(health), "durably_database_up") == 1, timeout=60)
 
 
 def test_workers_that_stand_still_do_not_consume(tmp_path: Path) -> None:
