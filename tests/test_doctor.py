@@ -128,8 +128,9 @@ def test_a_wrong_setting_is_an_error_with_its_name(
     # contract 200
     monkeypatch.setenv("DURABLY_WORKERS", "many")
     code, found = examine()
-    assert code == 1
-    assert next(f.message for f in found if f.level == "error").startswith("workers: 'many' is no integer")
+    (error,) = [finding for finding in found if finding.level == "error"]
+    assert (code, error.check) == (1, "settings")
+    assert error.message.startswith("workers: 'many' is no integer")
 
 
 def test_without_an_application_the_database_is_looked_at_all_the_same(
@@ -152,6 +153,8 @@ def test_an_application_that_does_not_import_is_an_error_with_its_place(
     error = one(found, "application")
     assert (error.level, "nothing_of_that_name" in error.message, "app.py:1" in error.message) == ("error", True, True)
     assert one(found, "schema").level == "ok"
+    code, found = examine()
+    assert (code, [finding.check for finding in found if finding.level == "error"]) == (1, ["application"])
 
 
 def test_an_application_without_jobs_is_warned_of(folder: Path, app: Durably, url: str, examine: Examine) -> None:

@@ -40,14 +40,21 @@ def examine(argument: str | None, dialect_url: str | None) -> Iterator[Finding]:
         dialect_url: As given; None to find it.
     """
     yield _program()
-    yield _application(argument)
     yield from _environment()
+    try:
+        load_settings()
+    except ValidationError as error:
+        yield _failed("settings", error)
+        return  # everything else would fail for the same reason
+    application = _application(argument)
+    yield application
     try:
         with database(argument, dialect_url) as app:
             yield from _settings(app, "the application" if dialect_url is None else "--dialect-url")
             yield from _database(app)
     except DurablyError as error:
-        yield _failed("database", error)
+        if (failed := _failed("database", error)).message != application.message:
+            yield failed
 
 
 def _program() -> Finding:
@@ -63,9 +70,7 @@ def _failed(check: str, error: DurablyError, remedy: str | None = None) -> Findi
 def _application(argument: str | None) -> Finding:
     try:
         found = find_app(argument)
-    except ValidationError as error:
-        if error.field != "app":
-            return _failed("application", error)
+    except ValidationError:
         return Finding(
             check="application",
             level="warning",
