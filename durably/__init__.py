@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from durably.handle import BatchItem, JobHandle
     from durably.jobs import Job, define_job
     from durably.model import LogEntry, Progress, Run, Step, Worker
+    from durably.status import Failure, HeldKey, Queue, SystemStatus
     from durably.supervisor.supervisor import Supervisor
     from durably.worker.step import AsyncStep
     from durably.worker.step import Step as StepContext
@@ -46,6 +47,8 @@ __all__ = [
     "DurablyError",
     "EncodingError",
     "Event",
+    "Failure",
+    "HeldKey",
     "Job",
     "JobHandle",
     "LeaseLost",
@@ -53,6 +56,7 @@ __all__ = [
     "NotFoundError",
     "PayloadTooLargeError",
     "Progress",
+    "Queue",
     "Released",
     "Run",
     "RunCancelledError",
@@ -62,6 +66,7 @@ __all__ = [
     "Step",
     "StepContext",
     "Supervisor",
+    "SystemStatus",
     "UsageError",
     "ValidationError",
     "WaitTimeoutError",
@@ -76,6 +81,7 @@ _PLACES: Final = {
     "durably.handle": ("BatchItem", "JobHandle"),
     "durably.jobs": ("Job", "define_job"),
     "durably.model": ("LogEntry", "Progress", "Run", "Step", "Worker"),
+    "durably.status": ("Failure", "HeldKey", "Queue", "SystemStatus"),
     "durably.supervisor.supervisor": ("Supervisor",),
     "durably.worker.step": ("AsyncStep", "StepContext"),
 }

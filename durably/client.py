@@ -16,6 +16,7 @@ from durably.model import STATUSES
 from durably.settings import load_settings, parse_duration
 from durably.store import runs, triggers
 from durably.store.database import Database
+from durably.store.status import read_status
 from durably.store.tables import to_microseconds
 from durably.twins import twin
 from durably.waiting import Ends, Wait
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from durably.emitter import Handler, OnError
     from durably.model import LogEntry, Progress, Run, Status, Step
     from durably.settings import Settings
+    from durably.status import SystemStatus
 
 
 class Options(TypedDict, total=False):
@@ -49,6 +51,8 @@ class Options(TypedDict, total=False):
     unknown_job_interval: float | str | timedelta
     database_timeout: float | str | timedelta
     synchronous: str
+    health_port: int
+    health_host: str
 
 
 class Durably:
@@ -283,6 +287,15 @@ class Durably:
 
         return self.database.read(read)
 
+    def get_status(self) -> SystemStatus:
+        """
+        Look at everything once: what waits, who executes, what failed.
+
+        Bounded however many runs there are, so that it may be asked every second.
+        """
+        threshold = self.settings.stale_threshold
+        return self.database.read(lambda connection: read_status(connection, stale_threshold=threshold))
+
     def cancel(self, run_id: str) -> Run:
         """
         Cancel a pending or running run, at once; a worker that executes it learns of it.
@@ -475,6 +488,7 @@ class Durably:
     aget_runs = twin(get_runs)
     aget_steps = twin(get_steps)
     aget_logs = twin(get_logs)
+    aget_status = twin(get_status)
     acancel = twin(cancel)
     aretry = twin(retry)
     aretrigger = twin(retrigger)

@@ -146,6 +146,9 @@ class Worker:
         jobs: Names of the jobs it knows.
         running: Runs it holds now.
         heartbeat_age_seconds: Time since its last heartbeat, by the database's clock.
+        supervisor_id: Whose child it is; None without a supervisor.
+        loop_lag_seconds: How late its event loop ran at its last heartbeat; None before the first.
+        oldest_step_seconds: For how long the step that it had been executing longest had run then; None without one.
     """
 
     id: str
@@ -158,3 +161,6 @@ class Worker:
     started_at: datetime
     heartbeat_at: datetime
     heartbeat_age_seconds: float
+    supervisor_id: str | None
+    loop_lag_seconds: float | None
+    oldest_step_seconds: float | None

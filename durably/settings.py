@@ -114,6 +114,9 @@ class Settings:
         unknown_job_interval: How often pending runs of unknown jobs are reported.
         database_timeout: How long a caller's call keeps trying while the database is busy or away.
         synchronous: SQLite: "normal" survives a killed process, "full" also a power cut.
+        health_port: Where a supervisor answers over HTTP about its health, and gives metrics; 0 for any free port, None
+            for nowhere.
+        health_host: The address that it does so at; "0.0.0.0" for all.
     """
 
     dialect_url: str | None = field(default=None, repr=False)
@@ -133,6 +136,8 @@ class Settings:
     unknown_job_interval: Duration = 60.0
     database_timeout: Duration = 10.0
     synchronous: Literal["normal", "full"] = "normal"
+    health_port: Annotated[int | None, _between(0, 65_535), Integer] = None
+    health_host: str = "127.0.0.1"
 
 
 _NAMES: Final = frozenset(f.name for f in fields(Settings))
@@ -184,6 +189,27 @@ def change_settings(settings: Settings, **changes: Any) -> Settings:
     return load_settings(**kept | {k: v for k, v in changes.items() if v is not None})
 
 
+def find_sources() -> dict[str, str]:
+    """
+    Tell where each setting that is set outside the program comes from.
+
+    Returns:
+        By name, the environment's variable, or the path of the pyproject.toml.
+
+    Raises:
+        ValidationError: pyproject.toml cannot be read.
+    """
+    path = _find_pyproject(Path.cwd())
+    variables = {name: ENVIRONMENT_PREFIX + name.upper() for name in _from_environment()}
+    return {name: str(path) for name in _from_pyproject(Path.cwd())} | variables
+
+
+def find_unknown_variables() -> list[str]:
+    """List the environment's variables that look like settings of durably's, and are none."""
+    known = {ENVIRONMENT_PREFIX + name.upper() for name in _NAMES}
+    return sorted(name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX) and name not in known)
+
+
 @cache
 def _adapter() -> TypeAdapter[Settings]:
     return TypeAdapter(Settings)
@@ -196,7 +222,7 @@ def _from_environment() -> dict[str, str]:
 
 def _from_pyproject(folder: Path) -> dict[str, Any]:
     """Read [tool.durably] of the nearest pyproject.toml at or above *folder*."""
-    path = next((p for d in (folder, *folder.parents) if (p := d / "pyproject.toml").is_file()), None)
+    path = _find_pyproject(folder)
     if path is None:
         return {}
     try:
@@ -206,3 +232,7 @@ def _from_pyproject(folder: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ValidationError("tool.durably", f"in {path} it is no table")
     return table
+
+
+def _find_pyproject(folder: Path) -> Path | None:
+    return next((p for d in (folder, *folder.parents) if (p := d / "pyproject.toml").is_file()), None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import griffe
 
 import durably
-from durably import errors, events, model, settings
+from durably import errors, events, findings, model, settings, status
 from durably.client import Options
 from durably.store import dialects
 from durably.worker.step import StepLog
@@ -56,7 +56,17 @@ PAGES: Final = (
         "records.md",
         "Records",
         "Frozen copies of what is stored; changing one changes nothing.",
-        (model.Run, model.Step, model.LogEntry, model.Progress, model.Worker),
+        (
+            model.Run,
+            model.Step,
+            model.LogEntry,
+            model.Progress,
+            model.Worker,
+            status.SystemStatus,
+            status.Queue,
+            status.HeldKey,
+            status.Failure,
+        ),
     ),
     Page(
         "errors.md",
@@ -88,7 +98,7 @@ PAGES: Final = (
         "dialects.md",
         "Dialects",
         "What a database's dialect gives, for those who write one.",
-        (dialects.Dialect, dialects.Capabilities, dialects.Watch),
+        (dialects.Dialect, dialects.Capabilities, dialects.Watch, findings.Finding),
     ),
 )
 

@@ -77,7 +77,7 @@ def hold(step, path: str):
 ADA = '{"name": "Ada", "age": 36}'
 COMMANDS = (
     "supervise", "migrate", "trigger", "wait", "runs", "show", "logs", "retry", "retrigger", "cancel", "delete",
-    "purge", "workers", "copy",
+    "purge", "workers", "status", "top", "doctor", "copy",
 )  # fmt: skip
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 ID = re.compile(r"[0-9A-Z]{26}")

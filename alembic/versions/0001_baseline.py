@@ -63,6 +63,15 @@ def upgrade():
         if_not_exists=True,
     )
     op.create_index(
+        "durably_runs_failed",
+        "durably_runs",
+        ["completed_at"],
+        unique=False,
+        sqlite_where=sa.text("status = 'failed'"),
+        postgresql_where=sa.text("status = 'failed'"),
+        if_not_exists=True,
+    )
+    op.create_index(
         "durably_runs_held",
         "durably_runs",
         ["worker_id"],
@@ -229,6 +238,12 @@ def downgrade():
         table_name="durably_runs",
         sqlite_where=sa.text("status = 'running'"),
         postgresql_where=sa.text("status = 'running'"),
+    )
+    op.drop_index(
+        "durably_runs_failed",
+        table_name="durably_runs",
+        sqlite_where=sa.text("status = 'failed'"),
+        postgresql_where=sa.text("status = 'failed'"),
     )
     op.drop_index(
         "durably_runs_cancelled",

@@ -8,7 +8,22 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from durably.cli import changes, copy, logs, migrate, purge, runs, show, supervise, trigger, wait, workers
+from durably.cli import (
+    changes,
+    copy,
+    doctor,
+    logs,
+    migrate,
+    purge,
+    runs,
+    show,
+    status,
+    supervise,
+    top,
+    trigger,
+    wait,
+    workers,
+)
 from durably.cli.help import Command, Group
 from durably.cli.options import flag
 from durably.cli.output import EXIT_CLOSED_PIPE, close_stdout, first_line, open_closed_streams, printable, say
@@ -40,6 +55,9 @@ for _command, _command_epilog in (
     (changes.delete, changes.DELETE_EPILOG),
     (purge.purge, purge.EPILOG),
     (workers.workers, workers.EPILOG),
+    (status.status, status.EPILOG),
+    (top.top, top.EPILOG),
+    (doctor.doctor, doctor.EPILOG),
     (copy.copy, copy.EPILOG),
 ):
     cli.command(cls=Command, epilog=_command_epilog)(_command)

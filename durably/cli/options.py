@@ -8,6 +8,7 @@ import typer
 from durably.errors import ValidationError
 from durably.settings import parse_duration
 
+_SHORTEST_INTERVAL_SECONDS = 0.5
 _APP_HELP = 'A file, a module, or "module:attribute". Else DURABLY_APP, tool.durably.app, app.py or jobs.py.'
 
 
@@ -127,3 +128,22 @@ def parse_timeout(given: str | None) -> float | None:
         return 0.0 if given.strip() == "0" else parse_duration(given)
     except ValueError as error:
         raise ValidationError("timeout", str(error)) from None
+
+
+def parse_interval(given: str) -> float:
+    """
+    Read the time between two looks.
+
+    Args:
+        given: Seconds from 0.5, or digits with a unit such as "1m".
+
+    Raises:
+        ValidationError: On `interval`.
+    """
+    try:
+        seconds = parse_duration(given)
+    except ValueError as error:
+        raise ValidationError("interval", str(error)) from None
+    if seconds < _SHORTEST_INTERVAL_SECONDS:
+        raise ValidationError("interval", f"{given} is too short: from {_SHORTEST_INTERVAL_SECONDS:g} s")
+    return seconds

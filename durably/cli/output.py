@@ -30,8 +30,10 @@ STATUS_STYLES: Final = {
     "failed": "bold red",
     "cancelled": "magenta",
     "alive": "green",
+    "silent": "bold yellow",
     "stopped": "dim",
     "dead": "bold red",
+    "died": "bold red",
 }
 _WIDTH_IN_A_PIPE: Final = 10_000
 

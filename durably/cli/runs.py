@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from durably.model import Run, Status
+    from durably.model import Progress, Run, Status
 
 EPILOG: Final = """Examples
   durably runs --status failed --status cancelled
@@ -94,10 +94,14 @@ def duration_seconds(run: "Run", now: datetime) -> float | None:
 
 def spell_progress(run: "Run") -> str:
     """Spell a run's progress as its job told it, else as the number of its checkpoints."""
-    progress = run.progress
-    if progress is None:
+    if run.progress is None:
         steps = run.completed_step_count
         return f"{steps} step{'' if steps == 1 else 's'}" if steps else ""
+    return spell_told(run.progress)
+
+
+def spell_told(progress: "Progress") -> str:
+    """Spell what a job told of how far it is."""
     amount = spell_number(progress.current)
     if progress.total is not None:
         amount += f"/{spell_number(progress.total)}"

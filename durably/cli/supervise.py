@@ -25,6 +25,7 @@ Examples
   durably supervise jobs.py --workers 4 --concurrency 8
   durably supervise shop.jobs:durably --dialect-url sqlite:///shop.db
   durably supervise --until-idle --log-format json > run.log
+  durably supervise --health-port 8080
 """
 
 
@@ -50,6 +51,14 @@ def supervise(
             help='How long stopping waits for held runs: seconds, or such as "5m".',
         ),
     ] = None,
+    health_port: Annotated[
+        int | None,
+        typer.Option(metavar="PORT", show_default=False, help="Answer /live, /ready, /consuming and /metrics there."),
+    ] = None,
+    health_host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", show_default=False, help="At this address; by default only this host asks."),
+    ] = None,
     log_format: Annotated[
         LogFormat,
         typer.Option(metavar="FORMAT", help="auto (console on a terminal, else json), json or console."),
@@ -65,7 +74,13 @@ def supervise(
     from durably.telemetry import configure_log
 
     found = find_app(one_app(app, app_option))
-    given = {"workers": workers, "concurrency": concurrency, "drain_timeout": drain_timeout}
+    given = {
+        "workers": workers,
+        "concurrency": concurrency,
+        "drain_timeout": drain_timeout,
+        "health_port": health_port,
+        "health_host": health_host,
+    }
     supervisor = Supervisor(
         found.reference,
         dialect_url=dialect_url,

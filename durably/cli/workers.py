@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Final
 from durably.cli.options import AppOption, DialectUrlOption, JsonOption
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from durably.model import Worker
@@ -31,18 +33,25 @@ def workers(*, app: AppOption = None, dialect_url: DialectUrlOption = None, as_j
     if as_json:
         emit_json(found)
     elif found:
-        emit_rich(_table(found))
+        emit_rich(workers_table(found))
     else:
         say("there are no workers; start some with `durably supervise`")
 
 
-def _table(found: "list[Worker]") -> "Table":
+def workers_table(found: "list[Worker]", *, silent: "Sequence[Worker]" = ()) -> "Table":
+    """
+    List workers.
+
+    Args:
+        silent: Those of them that are known to have fallen silent.
+    """
     from durably.cli.output import make_table, status_text, text
-    from durably.cli.runs import id_text
-    from durably.telemetry.units import human_duration, shorten
+    from durably.cli.runs import id_text, spell_seconds
+    from durably.telemetry.units import shorten
 
     whole = {"no_wrap": True, "overflow": "ellipsis"}
     right = {"no_wrap": True, "justify": "right"}
+    has_steps = any(worker.oldest_step_seconds is not None for worker in found)
     table = make_table(
         ("id", whole),
         ("host", whole),
@@ -51,6 +60,7 @@ def _table(found: "list[Worker]") -> "Table":
         ("jobs", {"min_width": _MIN_JOBS}),  # where room is short, the column that may be wrapped gives way alone
         ("running", right),
         ("heartbeat", right),
+        *([("oldest step", right)] if has_steps else []),
     )
     for worker in found:
         jobs = text(shorten(", ".join(sorted(worker.jobs)), _MAX_JOBS))
@@ -59,9 +69,10 @@ def _table(found: "list[Worker]") -> "Table":
             id_text(worker.id),
             text(shorten(worker.host, _MAX_HOST)),
             text(worker.pid),
-            status_text(worker.state),
+            status_text("silent" if worker in silent else worker.state),
             jobs,
             text(f"{worker.running}/{worker.concurrency}"),
-            text(f"{human_duration(max(worker.heartbeat_age_seconds, 0.0))} ago"),
+            text(f"{spell_seconds(worker.heartbeat_age_seconds)} ago"),
+            *([text(spell_seconds(worker.oldest_step_seconds))] if has_steps else []),
         )
     return table

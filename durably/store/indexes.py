@@ -47,6 +47,7 @@ _partial(
 )
 _partial("durably_runs_ended", "completed_at", "id", where=runs.c.completed_at.is_not(None))
 _partial("durably_runs_cancelled", "completed_at", where=has_status("cancelled"))
+_partial("durably_runs_failed", "completed_at", where=has_status("failed"))
 Index("durably_runs_listed", runs.c.created_at, runs.c.id)
 
 _completed = has_status("completed", steps)

@@ -100,4 +100,7 @@ def to_worker(row: Row[Any]) -> Worker:
         started_at=to_time(row.started_at),
         heartbeat_at=to_time(row.heartbeat_at),
         heartbeat_age_seconds=row.age / 1e6,
+        supervisor_id=row.supervisor_id,
+        loop_lag_seconds=row.loop_lag,
+        oldest_step_seconds=row.oldest_step_age,
     )

@@ -91,6 +91,14 @@ class Channel:
             return False
         return True
 
+    def send_some(self, data: bytes) -> int:
+        """Write as much of *data* as there is room for, and give how much; never waits, and 0 if the reader is gone."""
+        os.set_blocking(self._writing(), False)
+        try:
+            return os.write(self._writing(), data)
+        except OSError:
+            return 0
+
     def _writing(self) -> int:
         return int(self._queue._writer.fileno())  # noqa: SLF001 - see the class
 

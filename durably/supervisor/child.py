@@ -151,10 +151,16 @@ def _boot_failure(error: BaseException) -> dict[str, Any]:
 
 
 def _life_signs(
-    plan: Plan, outbox: Outbox, settings: Settings, orphaned: Callable[[], None]
+    plan: Plan,
+    outbox: Outbox,
+    settings: Settings,
+    orphaned: Callable[[], None],
+    progress: Callable[[float], dict[str, Any]] = lambda _now: {},
 ) -> Callable[[float], None]:
     """
     Give what a child does twice a second: tell that it lives, once per heartbeat; see whether its parent does.
+
+    With each sign of life it tells of its *progress*, for a thread that lives does not say that the others do.
 
     An orphan has the time that a supervisor would give it after telling it to release. Then what still runs is ended
     with the process, and recovered by whoever finds it gone.
@@ -172,7 +178,7 @@ def _life_signs(
                 os._exit(EXIT_ORPHANED)
         if now - told_at >= interval:
             told_at = now
-            outbox.send_record({"type": "beat"})
+            outbox.send_record({"type": "beat", **progress(now)})
 
     return look_around
 
@@ -189,6 +195,9 @@ def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
         def orphaned() -> None:
             loop.call_soon_threadsafe(lambda: worker.stop(release=True, reason="orphaned"))
 
+        def progress(now: float) -> dict[str, Any]:
+            return {"idle_for": worker.idle_for(now), "running": worker.running}
+
         worker = Worker(
             app.database,
             app.registry,
@@ -198,7 +207,7 @@ def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
             doorbell=_doorbell(plan),
             worker_id=plan.worker_id,
             supervisor_id=plan.supervisor_id,
-            look_around=_life_signs(plan, outbox, app.settings, orphaned),
+            look_around=_life_signs(plan, outbox, app.settings, orphaned, progress),
             events_dropped=lambda: outbox.dropped,
         )
         app.in_process.executes(worker)

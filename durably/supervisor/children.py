@@ -44,6 +44,8 @@ class Child:
         release_at: When a draining worker is told to release its runs.
         kill_at: When it is killed.
         suspected_at: When it was asked for its stacks because it was silent.
+        worked_at: When a worker last held a run, or looked for one, as far as it has told.
+        running: Runs that a worker holds, as it told with its last sign of life.
     """
 
     id: str
@@ -64,6 +66,8 @@ class Child:
     release_at: float | None = None
     kill_at: float | None = None
     suspected_at: float = 0.0
+    worked_at: float | None = None
+    running: int = 0
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless the process is gone."""

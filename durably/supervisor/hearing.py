@@ -20,6 +20,9 @@ class Listener(Protocol):
     def report(self, context: str, severity: events.Severity, error: str) -> None:
         """Tell of something that went wrong."""
 
+    def events_were_lost(self, number: int) -> None:
+        """Learn that so many events never came."""
+
     def keeper_is_ready(self, record: dict[str, Any]) -> None:
         """Learn the application's settings, and that the database is migrated and recovered."""
 
@@ -57,6 +60,7 @@ def hear(child: Child, now: float, listener: Listener) -> None:
 def _heed(child: Child, record: dict[str, Any], listener: Listener) -> None:
     match record.get("type"):
         case "beat":
+            _heed_beat(child, record)
             return
         case str(note) if note.startswith("keeper:"):
             _heed_keeper(child, record, listener)
@@ -79,6 +83,12 @@ def _heed(child: Child, record: dict[str, Any], listener: Listener) -> None:
     listener.tell(record)
 
 
+def _heed_beat(child: Child, record: dict[str, Any]) -> None:
+    if "idle_for" in record:  # the keeper has nothing to look for
+        child.worked_at = child.heard_at - record["idle_for"]
+        child.running = record["running"]
+
+
 def _heed_keeper(keeper: Child, record: dict[str, Any], listener: Listener) -> None:
     match record["type"]:
         case "keeper:ready":
@@ -96,6 +106,7 @@ def _look_for_gap(child: Child, record: dict[str, Any], listener: Listener) -> N
         return
     missing = sequence - child.last_sequence - 1
     if missing > 0:
+        listener.events_were_lost(missing)
         listener.report(
             "events-lost",
             "warning",

@@ -21,9 +21,11 @@ from durably import events
 from durably.apps import load_app
 from durably.client import Durably, make_app
 from durably.emitter import Emitter
+from durably.errors import ValidationError
 from durably.settings import change_settings, load_settings
 from durably.supervisor.child import CHECK_SIGNAL
 from durably.supervisor.children import Child, Nursery, Slot
+from durably.supervisor.health import Health
 from durably.supervisor.hearing import hear
 from durably.supervisor.recoveries import Recoveries
 from durably.supervisor.respawn import Respawn
@@ -102,6 +104,7 @@ class Supervisor:
         self._slots: list[Slot] = []
         self._to_replace: list[Slot] = []
         self._unrecovered: Final = Recoveries()
+        self._health: Health | None = None
         self._has_begun = False
         self._stopping: str | None = None
         # When the last worker was gone; from then on the keeper has a bounded time for what is left.
@@ -149,6 +152,7 @@ class Supervisor:
         self._emitter.become("supervisor")
         self._emitter.sink = lambda event: self._relay(events.as_record(event))
         self._nursery = Nursery(self._load, self._overrides, until_idle=self._until_idle)
+        self._begin_health()
         self._signals.install()
         self._keeper.child = self._nursery.begin(time.monotonic(), keeper=True)
 
@@ -173,6 +177,7 @@ class Supervisor:
         self._replace_one(now)
         for child in self._nursery.living:
             self._look_at(child, now)
+        self._tell_health(now)
         self._finish(now)
 
     def _wait(self) -> None:
@@ -260,6 +265,8 @@ class Supervisor:
     def tell(self, record: dict[str, Any]) -> None:
         """Tell an event or a log line on, to the log and to who subscribed."""
         self._relay(record)
+        if self._health is not None:
+            self._health.take(record)
         if self._emitter.is_heard(record["type"]) and record["type"] in events.CATALOGUE:
             with contextlib.suppress(KeyError, TypeError, ValueError):  # the log has said what is wrong with it
                 self._emitter.pass_on(events.from_record(record))
@@ -279,6 +286,10 @@ class Supervisor:
             return
         self._has_begun = True
         self._settings = change_settings(self._settings, **record["settings"])
+        try:
+            self._begin_health()
+        except ValidationError as error:
+            self._give_up(f"the start failed: {error}", None)
         workers = self._settings.workers or usable_cores()
         self._emitter.emit(
             events.SupervisorStart(workers=workers, dialect=record["dialect"], version=version("durably"))
@@ -287,6 +298,16 @@ class Supervisor:
             self.report("no-jobs", "warning", "the application registers no job, so nothing will be claimed")
         if self._stopping is None:
             self._slots = [Slot() for _ in range(workers)]
+
+    def events_were_lost(self, number: int) -> None:
+        """
+        Count events that never came.
+
+        Args:
+            number: How many.
+        """
+        if self._health is not None:
+            self._health.events_lost(number)
 
     def nothing_is_active(self) -> None:
         """Drain, if that was asked for."""
@@ -324,6 +345,8 @@ class Supervisor:
 
     def _worker_ended(self, child: Child, exit_code: int | None, signal_name: str | None, now: float) -> None:
         ending: Ending = "stopped" if exit_code == 0 and child.ending == "died" else child.ending
+        if self._health is not None and self._stopping is None:
+            self._health.worker_ended(ending)
         self._unrecovered.add(child, ending, exit_code, signal_name, now)
         if child.failure is not None:
             self.report("boot", "error", f"worker {child.id} could not begin: {child.failure}")
@@ -441,6 +464,34 @@ class Supervisor:
         for death in self._unrecovered.overdue(now):
             self.report("recovery", "warning", death)
 
+    # --- health ---------------------------------------------------------------------------------------------
+
+    def _begin_health(self) -> None:
+        """Listen, if that is asked for; it may be the application that does so."""
+        if self._health is not None or self._settings.health_port is None:
+            return
+        self._health = Health(
+            self._settings.health_host,
+            self._settings.health_port,
+            load=self._load,
+            overrides=self._overrides,
+            start_method=self._nursery.start_method,
+            tell=self._relay,
+            report=self.report,
+        )
+        self._note(f"health is answered at {self._health.url}")
+
+    def _tell_health(self, now: float) -> None:
+        if self._health is not None:
+            self._health.tick(
+                now,
+                self._workers(),
+                self._settings,
+                has_begun=self._has_begun,
+                stopping=self._stopping,
+                inherited=lambda: [c for child in self._nursery.living for c in (child.channel, child.orders) if c],
+            )
+
     # --- the end --------------------------------------------------------------------------------------------
 
     def _finish(self, now: float) -> None:
@@ -470,6 +521,8 @@ class Supervisor:
             child.bury()
         self._nursery.living.clear()
         self._nursery.close()
+        if self._health is not None:
+            self._health.close()
         self._signals.restore()
         for death in self._unrecovered.left():
             self.report("recovery", "warning", death)

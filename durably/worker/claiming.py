@@ -71,6 +71,8 @@ class Claimer:
         self._run_waits_to_be_alone = False
         self._pause = Pause(settings.polling_interval / 10, settings.polling_interval * 10)
         self._not_before = 0.0
+        # Monotonic seconds; read by any thread.
+        self.looked_at = time.monotonic()
         self.free = self._slots
         # Claims that are not answered, and for how many slots each asks.
         self.on_their_way: dict[asyncio.Future[list[ClaimedRun]], int] = {}
@@ -92,6 +94,7 @@ class Claimer:
 
     def fill(self) -> None:
         """Claim into all free slots."""
+        self.looked_at = time.monotonic()
         if time.monotonic() >= self._not_before:
             self._claim(self.free)
             if self.is_empty and not self.on_their_way:
@@ -101,6 +104,7 @@ class Claimer:
     def slot_freed(self) -> None:
         """Take a slot back whose run has ended, and claim for it, in the commit in which that end is written."""
         self.free += 1
+        self.looked_at = time.monotonic()
         if self.is_empty:
             self._end_exclusion()
         self._claim(1)

@@ -210,6 +210,21 @@ class Worker:
         if self.committer.is_out or self._refused:
             self._lose_everything("database")
 
+    @property
+    def running(self) -> int:
+        """How many runs it holds; for any thread."""
+        return len(self._held)
+
+    def idle_for(self, now: float) -> float:
+        """
+        Tell for how many seconds it has neither held a run nor looked for one; for any thread.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        # Not even while the database is away: the claim is on its way until it is back.
+        return 0.0 if self.running or self._claimer.on_their_way else max(0.0, now - self._claimer.looked_at)
+
     def must_not_block(self) -> bool:
         """Whether this thread is the worker's event loop, or the one that writes for it."""
         return threading.get_ident() == self._thread_id or self.committer.is_writing_thread()

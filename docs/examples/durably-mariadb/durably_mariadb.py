@@ -19,6 +19,7 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.schema import CreateIndex
 
 from durably.errors import DatabaseUnavailableError
+from durably.findings import Finding
 from durably.ids import new_id
 from durably.store.dialects import Capabilities, InDoubtError
 from durably.store.tables import LongText, Word, now
@@ -185,6 +186,11 @@ class MariaDB:
         """Forget the commits of connections that are long gone."""
         with engine.begin() as connection:
             connection.execute(_forget, {"age": _FORGET_COMMITS_AFTER_SECONDS})
+
+    def diagnose(self, connection: Connection) -> list[Finding]:
+        """Look at the server's version."""
+        version = connection.exec_driver_sql("SELECT version()").scalar_one()
+        return [Finding(check="server", level="ok", message=str(version))]
 
     def _was_committed(self, engine: Engine, session: str, number: int) -> bool:
         with engine.connect() as connection:

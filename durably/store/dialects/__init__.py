@@ -18,11 +18,12 @@ from sqlalchemy.exc import ArgumentError
 from durably.errors import ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from sqlalchemy import Connection, Engine, Table
 
+    from durably.findings import Finding
     from durably.settings import Settings
 
 GROUP = "durably.dialects"
@@ -157,6 +158,14 @@ class Dialect(Protocol):
 
     def upkeep(self, engine: Engine) -> None:
         """Do what this database needs done every few seconds, without holding up a writer."""
+
+    def diagnose(self, connection: Connection) -> Sequence[Finding]:
+        """
+        Look at what only this dialect knows of, for a person who asks: its version, its mode, its room.
+
+        Args:
+            connection: In a transaction that only reads.
+        """
 
 
 def find_dialect(settings: Settings) -> Dialect:

@@ -17,6 +17,7 @@ from sqlalchemy.pool import QueuePool
 
 from durably.errors import ValidationError
 from durably.store.dialects import Capabilities, InDoubtError, without_secrets
+from durably.store.dialects.serverstate import diagnose_server
 from durably.store.tables import now
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Table
     from sqlalchemy.engine import ExceptionContext
 
+    from durably.findings import Finding
     from durably.settings import Settings
 
 _LOST_CONNECTION_STATES: Final = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
@@ -194,6 +196,10 @@ class PostgreSQL:
 
     def upkeep(self, engine: Engine) -> None:
         """Do nothing: the server's autovacuum does it."""
+
+    def diagnose(self, connection: Connection) -> list[Finding]:
+        """Look at the server's version, role, safety, and what holds its connections and its vacuum up."""
+        return list(diagnose_server(connection, is_pooled=self._is_pooled))
 
     def _was_committed(self, engine: Engine, number: str) -> bool:
         """Ask what became of a transaction; InDoubtError again while its session is still ending."""

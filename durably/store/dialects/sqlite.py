@@ -18,7 +18,9 @@ from sqlalchemy.pool import QueuePool
 
 from durably.errors import DatabaseUnavailableError, SchemaOutdatedError, ValidationError
 from durably.store.dialects import Capabilities
+from durably.store.dialects.fileroom import diagnose_file
 from durably.store.dialects.gate import gate
+from durably.store.dialects.mounts import NETWORK_FILE_SYSTEMS, file_system
 from durably.store.tables import REVISION
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Table
 
+    from durably.findings import Finding
     from durably.settings import Settings
 
 _TRANSIENT_CODES: Final = frozenset(
@@ -39,10 +42,6 @@ _TRANSIENT_CODES: Final = frozenset(
 )
 # Of opening the gate: the system or the disk is short of something.
 _TRANSIENT_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM})
-# Shared-memory WAL does not work across hosts (sqlite.org/wal.html); these are the kinds that mounts name.
-_NETWORK_FILE_SYSTEMS: Final = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs"}
-)
 # With the keeper's checkpoints the WAL stays at a few MB; this bounds it where no keeper runs (4 KB pages).
 _WAL_PAGES_BEFORE_A_COMMIT_CHECKPOINTS: Final = 8_000
 _WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
@@ -209,6 +208,10 @@ class SQLite:
         with _without_transaction(engine) as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
+    def diagnose(self, connection: Connection) -> list[Finding]:
+        """Look at the file's mode, its room, and whether its commits can be watched."""
+        return list(diagnose_file(connection, self._path, largest_wal=_WAL_BYTES_KEPT))
+
     def _check_creatable(self) -> None:
         """Refuse, before the migration makes the file, a folder that cannot hold it."""
         self._check_no_folder()
@@ -217,7 +220,7 @@ class SQLite:
             raise DatabaseUnavailableError(f"{self._path}: there is no folder {folder}; make it first")
         if not os.access(folder, os.W_OK) or (self._path.exists() and not os.access(self._path, os.W_OK)):
             raise DatabaseUnavailableError(f"{self._path}: the folder and the file must be writable by this user")
-        if (kind := _file_system(folder)) in _NETWORK_FILE_SYSTEMS:
+        if (kind := file_system(folder)) in NETWORK_FILE_SYSTEMS:
             raise DatabaseUnavailableError(
                 f"{self._path}: on a network file system ({kind}), where SQLite cannot keep several processes "
                 "apart; use a local disk, or PostgreSQL for several hosts"
@@ -310,13 +313,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _file_system(folder: Path) -> str | None:
-    """Name the kind of the mount that holds *folder*; None where the system does not tell."""
-    with contextlib.suppress(OSError):
-        mounts = [line.split() for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
-        real = folder.resolve()
-        holding = [m for m in mounts if real.is_relative_to(m[1].replace("\\040", " "))]
-        return max(holding, key=lambda m: len(m[1]))[2] if holding else None
-    return None

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from durably.errors import ValidationError
+from durably.findings import Finding
 from durably.store.dialects import Capabilities, InDoubtError, without_secrets
 from durably.store.dialects.libsql.wire import LOST
 
@@ -163,6 +164,15 @@ class LibSQLServer:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             if connection.exec_driver_sql(f"SELECT 1 {_OLD} LIMIT 1").first():
                 connection.exec_driver_sql(f"DELETE {_OLD}")
+
+    def diagnose(self, connection: Connection) -> list[Finding]:
+        """Look at the version that the server has of SQLite."""
+        version = connection.exec_driver_sql("SELECT sqlite_version()").scalar_one()
+        polls = "an idle worker notices a run within polling_interval, because nothing wakes it"
+        return [
+            Finding(check="libSQL", level="ok", message=f"of SQLite {version}"),
+            Finding(check="wake-ups", level="ok", message=polls),
+        ]
 
 
 def _was_committed(engine: Engine, name: str, number: int) -> bool:
