@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_CUT_SECONDS = 120
+_CUT_AT = (b"COMMIT", b"pg_notify")
 
 
 class Cable:
@@ -24,7 +25,8 @@ class Cable:
         connect: Opens a connection to the server.
 
     Attributes:
-        cuts: What becomes of the next commits: their connection is cut "before" or "after" the server has done it.
+        cuts: What becomes of the next commits and rings: their connection is cut "before" or "after" the server has
+            done it.
         is_plugged: While it is not set nothing passes, and nobody is told; what was on its way arrives late.
     """
 
@@ -55,7 +57,8 @@ class Cable:
                     self.is_plugged.wait(_LONGEST_CUT_SECONDS)
                     if not data:
                         return
-                    cut = self.cuts.pop(0) if b"COMMIT" in data and ready is client and self.cuts else None
+                    is_told = ready is client and any(words in data for words in _CUT_AT)
+                    cut = self.cuts.pop(0) if is_told and self.cuts else None
                     if cut == "before":
                         return
                     (server if ready is client else client).sendall(data)
