@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 _LONGEST_CUT_SECONDS = 120
-_CUT_AT = (b"COMMIT", b"pg_notify")
+# As PostgreSQL's protocol ends it, where "READ COMMITTED" is none, and as Hrana quotes it.
+_CUT_AT = (b"COMMIT\0", b'"COMMIT"', b"pg_notify")
 
 
 class Cable:

@@ -17,6 +17,7 @@ from sqlalchemy import event, inspect, make_url, text
 from durably import DatabaseUnavailableError, Durably, StepContext, ValidationError, define_job
 from durably.ids import new_id
 from durably.store import claims, runs, triggers, workers
+from durably.store.dialects import InDoubtError
 from durably.store.migrations import current_revision
 from durably.store.tables import REVISION
 from tests.cable import Cable
@@ -204,6 +205,24 @@ def test_a_commit_whose_answer_was_lost_is_made_once(
     assert app.cancel(run.id).status == "cancelled"
     cable.cuts += cuts
     assert app.retry(run.id).attempt == 2
+
+
+def test_a_server_that_crashes_does_not_take_a_commit_for_made_whose_id_it_gives_anew(
+    server: PostgreSQLServer, cable: Cable, cable_url: str, pg_url: str, make: Callable[..., Durably]
+) -> None:
+    # contract 51, 184
+    assert server.embedded is not None
+    app, other = make(cable_url), make(pg_url)
+    handle = other.register(define_job("job", echo))
+    app.get_runs()
+    cable.cuts.append("before")
+    with pytest.raises(InDoubtError) as doubt, app.database.writing() as connection:
+        connection.execute(text("SELECT pg_current_xact_id()"))
+    server.embedded.restart("immediate")
+    for n in range(20):
+        handle.trigger(n)
+    assert not doubt.value.was_committed()
+    assert not doubt.value.was_committed()  # to ask changes nothing
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])
