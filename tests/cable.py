@@ -33,7 +33,7 @@ class Cable:
 
     def __init__(self, listener: socket.socket, connect: Callable[[], socket.socket]) -> None:
         self._listener = listener
-        self._connect = connect
+        self.connect = connect
         self.cuts: list[str] = []
         self.is_plugged = threading.Event()
         self.is_plugged.set()
@@ -51,7 +51,7 @@ class Cable:
             threading.Thread(target=self._carry, args=(client,), daemon=True).start()
 
     def _carry(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, self._connect() as server:
+        with contextlib.suppress(OSError), client, self.connect() as server:
             while True:
                 for ready in select.select([client, server], [], [])[0]:
                     data = ready.recv(65536)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from sqlalchemy import event, inspect, make_url, text
@@ -23,6 +23,7 @@ from durably.store.tables import REVISION
 from tests.cable import Cable
 from tests.databases import PostgreSQLServer, databases
 from tests.e2e.harness import Supervised
+from tests.namespace import CannotMakeError, Namespace
 from tests.support import add_worker, claim, eventually, hear, read, sql
 
 pytest.importorskip("psycopg")
@@ -303,8 +304,39 @@ def test_a_claim_that_loses_a_key_to_another_takes_the_runs_behind_it(
     assert [read(app, run).status for run in (same_key, behind)] == ["pending", "completed"]
 
 
+class Link(NamedTuple):
+    """What a host has to the database, and can lose: its URL there, what its commands begin with, both changes."""
+
+    url: str
+    prefix: tuple[str, ...]
+    cut: Callable[[], None]
+    join: Callable[[], None]
+
+
+@pytest.fixture(params=["a proxy", "a network namespace"])
+def link(request: pytest.FixtureRequest, cable: Cable, cable_url: str) -> Iterator[Link]:
+    if request.param == "a proxy":
+        yield Link(cable_url, (), cable.is_plugged.clear, cable.is_plugged.set)
+        return
+    try:
+        namespace = Namespace()
+    except CannotMakeError as error:
+        pytest.skip(f"no network namespace, so the proxy alone shows it: {error}")
+    listener = socket.create_server((namespace.address, 0))
+    gateway = Cable(listener, cable.connect)
+    host = {"host": namespace.address, "port": listener.getsockname()[1]}
+    yield Link(
+        make_url(cable_url).difference_update_query(["host"]).set(**host).render_as_string(hide_password=False),
+        namespace.prefix,
+        namespace.cut,
+        namespace.join,
+    )
+    gateway.close()
+    namespace.close()
+
+
 def test_a_host_that_was_cut_off_loses_its_run_writes_nothing_late_and_takes_up_work_again(
-    cable: Cable, cable_url: str, pg_url: str, tmp_path: Path
+    link: Link, pg_url: str, tmp_path: Path
 ) -> None:
     # contract 52, 58, 59, 60, 62
     quick: dict[str, Any] = {
@@ -318,19 +350,19 @@ def test_a_host_that_was_cut_off_loses_its_run_writes_nothing_late_and_takes_up_
         folder.mkdir()
     # As by default, what it was in the middle of is rolled back before it is silent for too long.
     hurried = {"options": "-c idle_in_transaction_session_timeout=500"}
-    far_url = make_url(cable_url).update_query_dict(hurried).render_as_string(hide_password=False)
-    far = Supervised(hosts[0], url=far_url, workers=1, **quick)
+    far_url = make_url(link.url).update_query_dict(hurried).render_as_string(hide_password=False)
+    far = Supervised(hosts[0], url=far_url, workers=1, prefix=link.prefix, **quick)
     near = Supervised(hosts[1], url=pg_url, workers=1, **quick)
     with contextlib.ExitStack() as living:
         living.enter_context(far)
         (lost,) = far.until_ready(1)
         (run_id,) = far.trigger("wait", 3)
         eventually(lambda: read(near.client, run_id).status == "running", timeout=30)
-        cable.is_plugged.clear()
+        link.cut()
         living.enter_context(near)
         eventually(lambda: read(near.client, run_id).generation == 2, timeout=30)
         assert near.client.wait_for_run(run_id, timeout=30).status == "completed"
-        cable.is_plugged.set()
+        link.join()
         exits = eventually(lambda: [e for e in far.events("worker:exit") if e["lost_worker"] == lost], timeout=30)
         assert exits[0]["exit_code"] == 4  # its lease was lost, and it said so
         assert [s.attempt for s in near.client.get_steps(run_id)] == [1, 1, 1]
