@@ -41,12 +41,13 @@ ON_OTHER_DIALECTS = {
         "tests/test_local_worker.py",
         "tests/test_postgresql.py",
         "tests/test_queries.py",
+        "tests/test_restarts.py",
         "tests/test_retention.py",
         "tests/test_waiting.py",
         "--lives=40",
     ),
     "libsql-file": CORE,
-    "libsql-server": (*MORE, "tests/libsql"),
+    "libsql-server": (*MORE, "tests/test_restarts.py", "tests/libsql"),
 }
 OUTSIDE = ROOT / "docs" / "examples" / "durably-mariadb"
 

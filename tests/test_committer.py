@@ -131,7 +131,7 @@ def test_a_lock_held_by_a_stranger_is_waited_out(
     assert outages.told[1] is None
 
 
-class Passing(OSError):
+class PassingError(OSError):
     """An error that passes by itself."""
 
 
@@ -155,13 +155,13 @@ def test_a_claim_that_finds_nothing_the_second_time_does_not_hide_what_came_with
         try:
             with writing(connection, timeout=timeout):
                 yield
-                raise Passing
-        except Passing:
+                raise PassingError
+        except PassingError:
             app.cancel(other.id)
             raise
 
     monkeypatch.setattr(app.database.dialect, "writing", spoiled)
-    monkeypatch.setattr(app.database.dialect, "is_transient", lambda e: isinstance(e, Passing) or is_transient(e))
+    monkeypatch.setattr(app.database.dialect, "is_transient", lambda e: isinstance(e, PassingError) or is_transient(e))
     committer.start()
     assert claims[0].result(10) == []
     assert checkpoints[0].result(10) is None
