@@ -44,6 +44,7 @@ MORE = (
     "tests/test_copy.py",
     "tests/test_families.py",
     "tests/test_postgresql.py",
+    "tests/test_restarts.py",
     "tests/libsql",
 )
 ON_OTHER_DIALECTS = {

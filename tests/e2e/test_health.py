@@ -19,9 +19,9 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import make_url
-from tests.cable import Cable
 
 from durably.supervisor import probes
+from durably.testing.dialects import Cable
 from durably.testing.dialects.databases import databases
 from durably.testing.dialects.suite.support import eventually
 from tests.e2e.harness import APP, Supervised

@@ -188,6 +188,8 @@ def find_dialect(settings: Settings) -> Dialect:
             "dialect_url",
             "not a database URL; it looks like 'sqlite:///path/to/file.db' or 'postgresql://user@host/name'",
         ) from None
+    if url.drivername == "postgres":
+        url = url.set(drivername="postgresql")  # libpq takes both, and hosts give out this one
     entry = _entry(url)
     dialect: Dialect = entry.load()(url, settings)
     return dialect

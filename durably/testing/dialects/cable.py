@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import threading
@@ -13,6 +14,7 @@ from sqlalchemy import make_url
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_COMMIT_OR_RING: Final = re.compile(rb"COMMIT(?!TED)|pg_notify")
 _LONGEST_CUT_SECONDS: Final = 120
 _LONGEST_ANSWER_SECONDS: Final = 0.5
 
@@ -29,13 +31,14 @@ class Cable:
         connect: Opens a connection to the server.
 
     Attributes:
-        cuts: What becomes of the next commits: their connection is cut "before" or "after" the server has done it.
+        cuts: What becomes of the next commits and rings: their connection is cut "before" or "after" the server has
+            done it.
         is_plugged: While it is not set nothing passes, and nobody is told; what was on its way arrives late.
     """
 
     def __init__(self, listener: socket.socket, connect: Callable[[], socket.socket]) -> None:
         self._listener = listener
-        self._connect = connect
+        self.connect = connect
         self.cuts: list[str] = []
         self.is_plugged = threading.Event()
         self.is_plugged.set()
@@ -69,7 +72,7 @@ class Cable:
             threading.Thread(target=self._carry, args=(client,), daemon=True).start()
 
     def _carry(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, self._connect() as server:
+        with contextlib.suppress(OSError), client, self.connect() as server:
             for end in (client, server):
                 if end.family != socket.AF_UNIX:
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else each message waits 40 ms
@@ -93,7 +96,7 @@ class Cable:
             if self._messages_left:
                 self._messages_left -= 1
                 return None if self._messages_left else self._where
-        return self.cuts.pop(0) if b"COMMIT" in data and self.cuts else None
+        return self.cuts.pop(0) if _COMMIT_OR_RING.search(data) and self.cuts else None
 
 
 def lay_by_tcp(url: str) -> tuple[Cable, str]:

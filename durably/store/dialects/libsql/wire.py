@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from durably.store.dialects.libsql.pep249 import OperationalError, checked
@@ -69,6 +70,8 @@ def http_error(status: int, content: bytes) -> OperationalError:
         pass
     if status >= _SERVER_AT_FAULT:
         code = LOST  # what was asked for may have been done, and a proxy not have learned it
+    elif status == HTTPStatus.NOT_FOUND and text.startswith("Namespace "):
+        code = LOST  # a server that shuts down has closed its only one, and still listens
     elif "baton" in text:
         code = "STREAM_EXPIRED"  # the server was restarted
     return OperationalError(f"{text[:_LONGEST_TEXT]} (HTTP {status})", code or f"HTTP_{status}", is_disconnect=True)

@@ -1,6 +1,7 @@
 """The committer: many intents in one commit, one culprit alone, what is transient waited out, closing."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -132,6 +133,43 @@ def test_a_lock_held_by_a_stranger_is_waited_out(
     assert isinstance(outages.told[0], DatabaseUnavailableError)  # told once, however many attempts it took
     assert "checkpoint" not in str(outages.told[0])  # nor what should have been written
     assert outages.told[1] is None
+
+
+class PassingError(OSError):
+    """An error that passes by itself."""
+
+
+def test_a_claim_that_finds_nothing_the_second_time_does_not_hide_what_came_with_it(
+    app: Durably, committer: Committer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # contract 155, 184
+    worker, ids = hold(app, 1)
+    other = app.register(define_job("other", lambda step, value: value)).trigger()
+    claims = submit(committer, Claim(worker_id=worker, jobs=["other"], limit=1, isolate_after=2, company="beside"))
+    checkpoints: list[Future[Any]] = []
+    writing, is_transient = app.database.dialect.writing, app.database.dialect.is_transient
+
+    @contextlib.contextmanager
+    def spoiled(connection: Any, *, timeout: float) -> Iterator[None]:
+        if checkpoints:
+            with writing(connection, timeout=timeout):
+                yield
+            return
+        checkpoints.extend(submit(committer, checkpoint(ids[0])))
+        try:
+            with writing(connection, timeout=timeout):
+                yield
+                raise PassingError
+        except PassingError:
+            app.cancel(other.id)
+            raise
+
+    monkeypatch.setattr(app.database.dialect, "writing", spoiled)
+    monkeypatch.setattr(app.database.dialect, "is_transient", lambda e: isinstance(e, PassingError) or is_transient(e))
+    committer.start()
+    assert claims[0].result(10) == []
+    assert checkpoints[0].result(10) is None
+    assert [step.name for step in app.get_steps(ids[0])] == ["step"]
 
 
 def test_closing_writes_what_was_handed_over(app: Durably, committer: Committer) -> None:
