@@ -172,6 +172,20 @@ def test_a_claim_that_finds_nothing_the_second_time_does_not_hide_what_came_with
     assert [step.name for step in app.get_steps(ids[0])] == ["step"]
 
 
+def test_a_fault_of_ours_is_answered_to_those_who_wait_and_ends_no_writer(app: Durably, committer: Committer) -> None:
+    # contract 155
+    _, ids = hold(app, 3)
+
+    def spoil(_answer: Any, _error: BaseException | None) -> None:
+        raise ZeroDivisionError
+
+    committer.submit(checkpoint(ids[0]), spoil)
+    beside = submit(committer, checkpoint(ids[1]))[0]
+    committer.start()
+    assert beside.exception(10) is None or isinstance(beside.exception(), ZeroDivisionError)
+    assert submit(committer, checkpoint(ids[2]))[0].result(10) is None
+
+
 def test_closing_writes_what_was_handed_over(app: Durably, committer: Committer) -> None:
     # contract 149
     _, ids = hold(app, 20)
