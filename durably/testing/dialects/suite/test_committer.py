@@ -14,6 +14,7 @@ from durably.store.committer import Committer
 from durably.store.intents import Checkpoint, Claim, Completion, Intent
 from durably.testing.dialects.databases import databases
 from durably.testing.dialects.suite.support import (
+    Lock,
     add_worker,
     claim,
     count_writes,
@@ -116,13 +117,13 @@ def test_of_a_batch_with_one_culprit_only_the_culprit_gets_the_error(app: Durabl
 
 
 def test_a_lock_held_by_a_stranger_is_waited_out(
-    app: Durably, committer: Committer, outages: Outages, url: str, monkeypatch: pytest.MonkeyPatch
+    app: Durably, committer: Committer, outages: Outages, locked: Lock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # contract 155, 184
     databases().hurry(monkeypatch)
     app.database.close()
     _, ids = hold(app, 3)
-    with databases().locked(url):
+    with locked():
         committer.start()
         futures = submit(committer, *(checkpoint(i) for i in ids))
         assert outages.began.wait(10)
@@ -197,13 +198,13 @@ def test_closing_writes_what_was_handed_over(app: Durably, committer: Committer)
 
 
 def test_closing_with_the_database_away_gives_up_in_time_and_answers_everybody(
-    app: Durably, committer: Committer, outages: Outages, url: str, monkeypatch: pytest.MonkeyPatch
+    app: Durably, committer: Committer, outages: Outages, locked: Lock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # contract 155
     databases().hurry(monkeypatch)
     app.database.close()
     _, ids = hold(app, 2)
-    with databases().locked(url):
+    with locked():
         committer.start()
         futures = submit(committer, *(checkpoint(i) for i in ids))
         assert outages.began.wait(10)
