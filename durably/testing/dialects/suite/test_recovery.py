@@ -394,7 +394,7 @@ def test_a_run_that_lost_too_many_workers_fails_with_the_count_and_the_last_endi
     (claimed,) = claim(app, worker)
     write(app, intents_of(claimed)[0])
     heard = hear(app)
-    make_upkeep(app).recover(worker, reason="died", signal="SIGKILL")
+    make_upkeep(app).recovery.recover(worker, reason="died", signal="SIGKILL")
     failed = read(app, run)
     assert (failed.status, failed.interruptions, failed.attempt) == ("failed", 6, 1)
     assert failed.error_type == "TooManyInterruptions"
