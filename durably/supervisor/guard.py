@@ -78,8 +78,9 @@ class Guard:
         """Tell what a child is suspected of, and begin its end."""
         assert child.suspicion is not None
         reason = child.suspicion.reason
-        stacks = child.stacks.read()[-_MOST_STACKS:] or "it could not even write them"
-        what = f"child {child.id} (pid {child.pid}) " + _WORDS[reason].format(seconds)
+        stacks = child.stacks.read()[-_MOST_STACKS:] or "(none: it could not even write them)"
+        who = "the keeper" if child.is_keeper else f"worker {child.id}"
+        what = f"{who} (pid {child.pid}) " + _WORDS[reason].format(seconds)
         if child.is_keeper:
             self._voice.report("silent", "error", f"{what} and is killed; its stacks:\n{stacks}")
             child.kill("silent", now)
