@@ -82,7 +82,7 @@ def load_app(reference: str) -> Durably:
             there = [name for name, value in vars(module).items() if isinstance(value, Durably)]
             raise ValidationError(
                 "app",
-                f"{reference!r}: there is no {attribute!r} in it; Durably instances there: {', '.join(there) or 'none'}",
+                f"{reference!r}: there is no {attribute!r} in it; Durably instances: {', '.join(there) or 'none'}",
             )
         if not isinstance(found, Durably):
             raise ValidationError("app", f"{reference!r}: {attribute!r} is {found!r}, not a Durably instance")

@@ -365,7 +365,7 @@ def test_a_wrong_setting_in_an_application_is_named_with_its_place(run: Callable
 
 def test_an_attribute_that_an_application_lacks_is_told_with_those_that_it_has(here: Path) -> None:
     (here / "app.py").write_text("from durably import Durably\nshop = Durably('sqlite:///a.db')\n")
-    with pytest.raises(ValidationError, match=r"there is no 'nothing' in it; Durably instances there: shop"):
+    with pytest.raises(ValidationError, match=r"there is no 'nothing' in it; Durably instances: shop"):
         load_app("app.py:nothing")
 
 
