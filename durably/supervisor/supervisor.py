@@ -31,6 +31,7 @@ from durably.supervisor.recoveries import Recoveries
 from durably.supervisor.respawn import Respawn
 from durably.supervisor.signals import SignalPipe
 from durably.supervisor.stacks import STACKS_SIGNAL
+from durably.supervisor.systemd import Systemd
 from durably.telemetry import LogRelay, ensure_log
 from durably.usable import usable_cores
 
@@ -105,6 +106,7 @@ class Supervisor:
         self._to_replace: list[Slot] = []
         self._unrecovered: Final = Recoveries()
         self._health: Health | None = None
+        self._systemd: Systemd
         self._has_begun = False
         self._stopping: str | None = None
         # When the last worker was gone; from then on the keeper has a bounded time for what is left.
@@ -153,6 +155,7 @@ class Supervisor:
         self._emitter.sink = lambda event: self._relay(events.as_record(event))
         self._nursery = Nursery(self._load, self._overrides, until_idle=self._until_idle)
         self._begin_health()
+        self._systemd = Systemd(self.report)
         self._signals.install()
         self._keeper.child = self._nursery.begin(time.monotonic(), keeper=True)
 
@@ -178,13 +181,14 @@ class Supervisor:
         for child in self._nursery.living:
             self._look_at(child, now)
         self._tell_health(now)
+        self._tell_systemd(now)
         self._finish(now)
 
     def _wait(self) -> None:
         """Wait for a child, a message, a signal or a deadline."""
         now = time.monotonic()
         living = self._nursery.living
-        deadlines = [now + _LONGEST_WAIT_SECONDS]
+        deadlines = [now + _LONGEST_WAIT_SECONDS, *self._systemd.deadlines()]
         for child in living:
             deadlines += [t for t in (child.release_at, child.kill_at) if t is not None]
         deadlines += [slot.not_before for slot in (self._keeper, *self._slots) if slot.child is None]
@@ -491,6 +495,16 @@ class Supervisor:
                 stopping=self._stopping,
                 inherited=lambda: [c for child in self._nursery.living for c in (child.channel, child.orders) if c],
             )
+
+    def _tell_systemd(self, now: float) -> None:
+        slots = self._slots
+        self._systemd.tick(
+            now,
+            ready=sum(slot.child is not None and slot.child.state == "ready" for slot in slots),
+            workers=len(slots),
+            reloading=bool(self._to_replace) or any(slot.successor is not None for slot in slots),
+            stopping=self._stopping,
+        )
 
     # --- the end --------------------------------------------------------------------------------------------
 
