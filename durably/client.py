@@ -11,7 +11,7 @@ from durably.emitter import Emitter
 from durably.errors import UsageError, ValidationError
 from durably.handle import JobHandle, check_labels
 from durably.inprocess import InProcessWorkers
-from durably.jobs import Job, Registry, check_name, define_job
+from durably.jobs import DEFAULT_POOL, Job, Registry, check_name, define_job
 from durably.model import STATUSES
 from durably.settings import load_settings, parse_duration
 from durably.store import runs, triggers
@@ -39,8 +39,13 @@ class Options(TypedDict, total=False):
     polling_interval: float | str | timedelta
     heartbeat_interval: float | str | timedelta
     stale_threshold: float | str | timedelta
+    hang_threshold: float | str | timedelta
     concurrency: int
     workers: int
+    pools: Mapping[str, int] | str
+    max_runs_per_worker: int
+    max_memory_per_worker: int | str
+    max_worker_age: float | str | timedelta
     max_interruptions: int
     isolate_after: int
     max_payload_bytes: int
@@ -105,6 +110,8 @@ class Durably:
         *,
         input: Any = None,
         output: Any = None,
+        timeout: float | str | timedelta | None = None,
+        pool: str = DEFAULT_POOL,
     ) -> Callable[[Callable[[Any, Any], Any]], JobHandle]:
         """
         Define and register the decorated function as a job; see `define_job`.
@@ -115,7 +122,7 @@ class Durably:
         check_name(name, "name", '@durably.job("name")')
 
         def decorate(run: Callable[[Any, Any], Any]) -> JobHandle:
-            return self.register(define_job(name, run, input=input, output=output))
+            return self.register(define_job(name, run, input=input, output=output, timeout=timeout, pool=pool))
 
         return decorate
 

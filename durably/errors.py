@@ -11,6 +11,8 @@ Everything that durably raises.
         ├── ConflictError                          a run's or database's state forbids it, or a job name is taken
         ├── RunFailedError, RunCancelledError      how a run that was waited for ended
         ├── WaitTimeoutError (also TimeoutError)   a wait's timeout passed; the run goes on
+        ├── StepTimeoutError (also TimeoutError)   a step took longer than its timeout
+        ├── RunTimeoutError (also TimeoutError)    a run took longer than its job's timeout
         ├── DuplicateStepError, CheckpointError    a step name used twice; a checkpoint unfit for its type
         ├── EncodingError (also TypeError)         a step's or job's value cannot be stored as JSON
         ├── UsageError (also RuntimeError)         a call in the wrong place
@@ -128,6 +130,42 @@ class RunCancelledError(DurablyError):
 
 class WaitTimeoutError(DurablyError, TimeoutError):
     """A wait's timeout passed; the run goes on."""
+
+
+class StepTimeoutError(DurablyError, TimeoutError):
+    """
+    A step took longer than its timeout; a failure of the step as any other, which the job may catch.
+
+    Args:
+        step_name: The step.
+        timeout: What it was allowed, in seconds.
+    """
+
+    def __init__(self, step_name: str, timeout: float) -> None:
+        super().__init__(f"step {step_name!r} took longer than its timeout of {timeout:g} s")
+        self.step_name = step_name
+        self.timeout = timeout
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.step_name, self.timeout)
+
+
+class RunTimeoutError(DurablyError, TimeoutError):
+    """
+    An execution of a run took longer than its job's timeout; the run fails with it, whatever the job makes of it.
+
+    Args:
+        job_name: The job.
+        timeout: What it allows, in seconds.
+    """
+
+    def __init__(self, job_name: str, timeout: float) -> None:
+        super().__init__(f"the run took longer than the timeout of {timeout:g} s of its job {job_name!r}")
+        self.job_name = job_name
+        self.timeout = timeout
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.job_name, self.timeout)
 
 
 class DuplicateStepError(DurablyError):

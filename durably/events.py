@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Role = Literal["client", "worker", "keeper", "supervisor"]
 Severity = Literal["info", "warning", "error"]
+WorkerState = Literal["starting", "ready", "draining", "suspect", "exited"]
+Suspect = Literal["silent", "hung", "timeout"]
+Loss = Literal["died", "silent", "hung", "timeout", "out_of_memory", "drain"]
+Ending = Literal[Loss, "stopped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +177,7 @@ class RunRecover(RunEvent):
 
     type: ClassVar[str] = "run:recover"
     lost_worker: str
-    reason: Literal["died", "silent", "drain"]
+    reason: Loss
     interruptions: int
 
 
@@ -269,6 +273,42 @@ class WorkerStop(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerChange(Event):
+    """A worker came into another state, as its supervisor sees it."""
+
+    type: ClassVar[str] = "worker:state"
+    worker: str
+    worker_pid: int
+    pool: str
+    state: WorkerState
+    previous: WorkerState | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSuspect(Event):
+    """A worker is silent, hangs, or has not ended what has a timeout, for `seconds`; it is about to be replaced."""
+
+    type: ClassVar[str] = "worker:suspect"
+    worker: str
+    worker_pid: int
+    reason: Suspect
+    seconds: float
+    run_id: str | None
+    step_name: str | None
+    stacks: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerBackoff(Event):
+    """A worker died young; the next in its place begins after `pause`. `deaths` counts those in a row."""
+
+    type: ClassVar[str] = "worker:backoff"
+    pool: str
+    deaths: int
+    pause: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerExit(Event):
     """A worker is gone: reaped by its supervisor, or declared dead; `recovered` counts its runs."""
 
@@ -276,7 +316,7 @@ class WorkerExit(Event):
     lost_worker: str
     exit_code: int | None
     signal: str | None
-    reason: Literal["died", "silent", "drain", "stopped"]
+    reason: Ending
     recovered: int
 
 
@@ -326,8 +366,9 @@ CATALOGUE: Final[dict[str, type[Event]]] = {
     cls.type: cls
     for cls in (
         RunTrigger, RunCoalesced, RunStart, RunProgress, RunComplete, RunFail, RunCancel, RunRetry, RunRecover,
-        RunRelease, RunDelete, StepStart, StepComplete, StepFail, StepCancel, LogWrite, WorkerStart,
-        WorkerHeartbeat, WorkerStop, WorkerExit, WorkerError, SupervisorStart, SupervisorStop, SupervisorError,
+        RunRelease, RunDelete, StepStart, StepComplete, StepFail, StepCancel, LogWrite, WorkerStart, WorkerHeartbeat,
+        WorkerChange, WorkerSuspect, WorkerBackoff, WorkerStop, WorkerExit, WorkerError,
+        SupervisorStart, SupervisorStop, SupervisorError,
     )
 }  # fmt: skip
 

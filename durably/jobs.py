@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from durably.codec import PLAIN, Codec, codec_for
 from durably.errors import ConflictError, ValidationError
+from durably.settings import POOL_NAME, parse_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from datetime import timedelta
 
 MAX_NAME_LENGTH: Final = 255
+DEFAULT_POOL: Final = "default"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +33,8 @@ class Job:
         input: The input's codec.
         output: The output's codec.
         is_async: Whether `run` is a coroutine function.
+        timeout: Seconds that one execution may take; None for ever.
+        pool: Which of a supervisor's workers take it.
     """
 
     name: str
@@ -38,13 +43,23 @@ class Job:
     output: Codec = field(repr=False)
     is_async: bool
     declared: tuple[Any, Any] = field(repr=False)
+    timeout: float | None = None
+    pool: str = DEFAULT_POOL
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A spawned worker builds the codecs anew: pydantic's adapters do not pickle.
-        return _define, (self.name, self.run, *self.declared)
+        return _define, (self.name, self.run, *self.declared, self.timeout, self.pool)
 
 
-def define_job(name: str, run: Callable[[Any, Any], Any], *, input: Any = None, output: Any = None) -> Job:
+def define_job(
+    name: str,
+    run: Callable[[Any, Any], Any],
+    *,
+    input: Any = None,
+    output: Any = None,
+    timeout: float | str | timedelta | None = None,
+    pool: str = DEFAULT_POOL,
+) -> Job:
     """
     Define a job.
 
@@ -53,9 +68,15 @@ def define_job(name: str, run: Callable[[Any, Any], Any], *, input: Any = None, 
         run: `def` or `async def`, taking (step, input).
         input: The input's type; else the annotation of the second parameter, else plain JSON data.
         output: The output's type; else the return annotation, else plain JSON data.
+        timeout: How long one execution may take, from its claim to its end: seconds above 0, a timedelta, or text such
+            as "5m". After it the run fails with RunTimeoutError. An asynchronous function is cancelled where it awaits;
+            a synchronous one stops at its next step. What does neither is ended with its worker's process, if a
+            supervisor has begun it; without one, nobody can end it.
+        pool: Which of a supervisor's workers take it (`--pool NAME:N`), so that slow jobs do not starve quick ones. A
+            worker that `start` begins takes the jobs of all pools.
 
     Raises:
-        ValidationError: The name, the function or a type is unusable; `field` says which.
+        ValidationError: The name, the function, a type, the timeout or the pool is unusable; `field` says which.
     """
     check_name(name, "name", 'define_job("name", function)')
     if not callable(run):
@@ -69,10 +90,19 @@ def define_job(name: str, run: Callable[[Any, Any], Any], *, input: Any = None, 
         run,
         hints.get(second, Any) if input is None else input,
         hints.get("return", Any) if output is None else output,
+        parse_timeout(timeout),
+        check_pool(pool),
     )
 
 
-def _define(name: str, run: Callable[[Any, Any], Any], input_type: Any, output_type: Any) -> Job:
+def _define(
+    name: str,
+    run: Callable[[Any, Any], Any],
+    input_type: Any,
+    output_type: Any,
+    timeout: float | None,
+    pool: str,
+) -> Job:
     return Job(
         name=name,
         run=run,
@@ -80,7 +110,21 @@ def _define(name: str, run: Callable[[Any, Any], Any], input_type: Any, output_t
         output=_codec(output_type, "output"),
         is_async=is_async_callable(run),
         declared=(input_type, output_type),
+        timeout=timeout,
+        pool=pool,
     )
+
+
+def check_pool(pool: object) -> str:
+    """
+    Check a pool's name.
+
+    Raises:
+        ValidationError: On `pool`; it is not 1 to 64 letters, digits, "-", "_" or ".".
+    """
+    if not isinstance(pool, str) or not POOL_NAME.fullmatch(pool):
+        raise ValidationError("pool", f"{pool!r} is no pool's name: 1 to 64 letters, digits, '-', '_' or '.'")
+    return pool
 
 
 def check_name(name: object, field_name: str, use: str = 'step.run("name", function, ...)') -> str:
@@ -206,6 +250,8 @@ class Registry:
     def __init__(self, jobs: Iterable[Job] = ()) -> None:
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
+        # Whose jobs `names` lists; None for all.
+        self._pool: str | None = None
         for job in jobs:
             self.add(job)
 
@@ -226,8 +272,14 @@ class Registry:
         return self._jobs.get(name)
 
     def names(self) -> tuple[str, ...]:
-        """Give the names in the order of registration."""
-        return tuple(self._jobs)
+        """Give the names in the order of registration; of one pool's jobs only, if that was said."""
+        if self._pool is None:
+            return tuple(self._jobs)
+        return tuple(name for name, job in tuple(self._jobs.items()) if job.pool == self._pool)
+
+    def keep_to(self, pool: str) -> None:
+        """List from now on only one pool's jobs, also of those that are registered later; `get` knows all."""
+        self._pool = pool
 
     def __iter__(self) -> Iterator[Job]:
         return iter(tuple(self._jobs.values()))

@@ -20,6 +20,10 @@ from durably.errors import ValidationError
 ENVIRONMENT_PREFIX: Final = "DURABLY_"
 _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _LONGEST_SECONDS: Final = 100 * 365 * 86_400  # in microseconds, and as a timeout of the system, it fits everywhere
+_UNIT_BYTES: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+_SIZE_WITH_UNIT: Final = re.compile(r"(\d+)\s*([KMGkmg]?)")
+_MOST_WORKERS: Final = 1000
+POOL_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NUMBER_WITH_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 
 
@@ -55,6 +59,21 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
+def parse_timeout(timeout: object) -> float | None:
+    """
+    Read how long a job or a step may take: a duration, or None for ever.
+
+    Raises:
+        ValidationError: On `timeout`.
+    """
+    if timeout is None:
+        return None
+    try:
+        return parse_duration(timeout)
+    except ValueError as error:
+        raise ValidationError("timeout", str(error)) from None
+
+
 def check_timeout(timeout: object) -> None:
     """
     Check what somebody wants to wait at most: seconds from 0 to 100 years, or None for ever.
@@ -75,6 +94,62 @@ def _integer(value: object) -> int:
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
     raise ValueError(f"{value!r} is no integer")
+
+
+def parse_size(value: object) -> int:
+    """
+    Read a size in bytes: an integer, or digits with K, M or G, which are powers of 1,024 as systemd's are.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(value, str) and (found := _SIZE_WITH_UNIT.fullmatch(value.strip())):
+        return int(found[1]) * _UNIT_BYTES[found[2].upper()]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"{value!r} is no size: give bytes, or digits with K, M or G such as '512M'")
+
+
+def parse_pools(value: object) -> dict[str, int] | None:
+    """
+    Read how many workers each pool has.
+
+    Args:
+        value: A mapping, "NAME:N" with commas between them, or a list of such; None for none.
+
+    Raises:
+        ValueError: It is none of these, a pool has no usable name or stands twice, or N is not 1 to 1,000.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = value.split(",")
+    entries = list(value.items()) if isinstance(value, dict) else [_split_pool(entry) for entry in _as_list(value)]
+    pools: dict[str, int] = {}
+    for name, count in entries:
+        if not isinstance(name, str) or not POOL_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no pool's name: 1 to 64 letters, digits, '-', '_' or '.'")
+        if name in pools:
+            raise ValueError(f"the pool {name!r} is given twice")
+        pools[name] = _integer(count)
+        if not 1 <= pools[name] <= _MOST_WORKERS:
+            raise ValueError(f"the pool {name!r} has {count} workers: an integer from 1 to {_MOST_WORKERS}")
+    if not pools:
+        raise ValueError("there is no pool in it")
+    return pools
+
+
+def _as_list(value: object) -> list[object]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{value!r} names no pools: give such as 'default:4,heavy:1'")  # noqa: TRY004 - as pydantic wants
+    return list(value)
+
+
+def _split_pool(entry: object) -> tuple[object, object]:
+    if not isinstance(entry, str) or ":" not in entry:
+        raise ValueError(f"{entry!r} is not NAME:N")
+    name, _, count = entry.strip().partition(":")
+    return name, count
 
 
 def _between(low: int, high: float = math.inf) -> AfterValidator:
@@ -102,8 +177,15 @@ class Settings:
         polling_interval: How often an idle worker looks for runs when nothing wakes it.
         heartbeat_interval: How often a worker gives a sign of life.
         stale_threshold: Silence after which a worker counts as dead; at least 2 * heartbeat_interval.
+        hang_threshold: How long a worker's event loop may stand still before its supervisor replaces the worker.
         concurrency: Runs that one worker executes at once, 1 to 1,000.
         workers: Worker processes of a supervisor, 1 to 1,000; by default one for each usable core.
+        pools: Worker processes for each pool of jobs, as {"default": 4, "heavy": 1} or "default:4,heavy:1"; *workers*
+            is the short form for the pool "default", and counts where that is not among them.
+        max_runs_per_worker: Runs that a worker completes or fails before it is replaced; None for no bound.
+        max_memory_per_worker: Resident memory at which a worker is replaced, in bytes or such as "512M" (K, M and G are
+            powers of 1,024); None for no bound. Only where the system has /proc.
+        max_worker_age: How old a worker becomes before it is replaced; None for no bound.
         max_interruptions: Lost workers that a run survives, from 0; at one more it fails.
         isolate_after: Interruptions from which a run executes alone in its worker, from 0.
         max_payload_bytes: Largest encoded input, output or step output, from 1,024.
@@ -124,8 +206,13 @@ class Settings:
     polling_interval: Duration = 1.0
     heartbeat_interval: Duration = 5.0
     stale_threshold: Duration = 30.0
+    hang_threshold: Duration = 60.0
     concurrency: Annotated[int, _between(1, 1000), Integer] = 1
     workers: Annotated[int | None, _between(1, 1000), Integer] = None
+    pools: Annotated[dict[str, int] | None, BeforeValidator(parse_pools)] = None
+    max_runs_per_worker: Annotated[int | None, _between(1), Integer] = None
+    max_memory_per_worker: Annotated[int | None, _between(1), BeforeValidator(parse_size)] = None
+    max_worker_age: Duration | None = None
     max_interruptions: Annotated[int, _between(0), Integer] = 5
     isolate_after: Annotated[int, _between(0), Integer] = 2
     max_payload_bytes: Annotated[int, _between(1024), Integer] = 1_048_576

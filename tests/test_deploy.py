@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from durably.settings import Settings, parse_duration
-from durably.supervisor.supervisor import _LAST_ORDERS_SECONDS
+from durably.supervisor.keeping import _LAST_ORDERS_SECONDS
 from durably.testing.dialects.suite.support import eventually
 from tests.e2e.harness import Supervised
 

@@ -289,7 +289,7 @@ def test_domain_events_are_those_about_what_users_asked_for() -> None:
         "run:retry",
         "run:delete",
     }
-    assert len(CATALOGUE) == 24
+    assert len(CATALOGUE) == 27
 
 
 def test_is_domain_event_tells_them_apart(app: Durably) -> None:

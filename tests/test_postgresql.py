@@ -450,7 +450,7 @@ def test_a_url_as_hosts_give_it_out_is_taken(pg_url: str, make: Callable[..., Du
 
 
 def names_of(app: Durably, schema: str | None = None) -> list[str]:
-    return app.database.read(lambda connection: inspect(connection).get_table_names(schema))
+    return sorted(app.database.read(lambda connection: inspect(connection).get_table_names(schema)))
 
 
 def test_a_schema_in_the_url_holds_all_tables_and_rings_for_itself(

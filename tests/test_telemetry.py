@@ -79,6 +79,11 @@ EXAMPLES: dict[str, Event] = {
         events.WorkerStart(**WHO, jobs=("import_users",), concurrency=8),
         events.WorkerHeartbeat(**WHO, running=3, free=5, oldest_step_age=None, loop_lag=0.0004, events_dropped=0),
         events.WorkerStop(**WHO, reason="stopped", released=0),
+        events.WorkerChange(**WHO, worker="w", worker_pid=7, pool="default", state="starting", previous=None),
+        events.WorkerSuspect(
+            **WHO, worker="w", worker_pid=7, reason="hung", seconds=61.5, run_id=None, step_name=None, stacks="File x"
+        ),
+        events.WorkerBackoff(**WHO, pool="heavy", deaths=3, pause=0.31),
         events.WorkerExit(**WHO, lost_worker="w", exit_code=None, signal="SIGKILL", reason="died", recovered=3),
         events.WorkerError(**WHO, context="handler", severity="warning", error="boom", error_type="KeyError"),
         events.SupervisorStart(**WHO, workers=4, dialect="sqlite", version="0.1.0"),
@@ -824,7 +829,7 @@ def in_words(schema: dict[str, Any]) -> str:  # noqa: PLR0911 - a table
         case {"anyOf": [first, *_]}:
             return in_words(first)
         case {"enum": [*values]}:
-            *most, last = [f'`"{value}"`' for value in values]
+            *most, last = ["null" if value is None else f'`"{value}"`' for value in values]
             return f"{', '.join(most)} or {last}"
         case {"$ref": "#/$defs/process"}:
             return "object: host, pid, role, worker_id"

@@ -1,5 +1,6 @@
 """`durably supervise`: migrate, recover, and run worker processes until told to stop."""
 
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -12,7 +13,9 @@ EPILOG: Final = """Signals
               A second one: they go back from now on.
   QUIT        Kill the workers now; their runs are recovered.
   HUP         Replace the workers one by one, with the application as it is.
-  TTIN, TTOU  Add one worker, remove one worker.
+  TTIN, TTOU  Add one worker, remove one worker (of the pool "default").
+  USR1        Reopen the log file, as logrotate asks for.
+  USR2        Log the stacks of all threads of all processes.
 
 Exit codes
   0  All ended cleanly.
@@ -24,6 +27,7 @@ Examples
   durably supervise
   durably supervise jobs.py --workers 4 --concurrency 8
   durably supervise shop.jobs:durably --dialect-url sqlite:///shop.db
+  durably supervise --pool default:4 --pool heavy:1
   durably supervise --until-idle --log-format json > run.log
   durably supervise --health-port 8080
 """
@@ -36,6 +40,14 @@ def supervise(
     workers: Annotated[
         int | None,
         typer.Option(metavar="N", show_default=False, help="Worker processes; by default one for each usable core."),
+    ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:N",
+            show_default=False,
+            help='So many workers for the jobs of a pool; may be given several times. --workers N is "default:N".',
+        ),
     ] = None,
     concurrency: Annotated[
         int | None,
@@ -63,6 +75,14 @@ def supervise(
         LogFormat,
         typer.Option(metavar="FORMAT", help="auto (console on a terminal, else json), json or console."),
     ] = LogFormat.auto,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            show_default=False,
+            help="Append the log to this file, as JSON lines unless told otherwise, instead of standard output.",
+        ),
+    ] = None,
     log_level: Annotated[
         LogLevel, typer.Option(metavar="LEVEL", help="debug, info, warning, error or critical.")
     ] = LogLevel.info,
@@ -70,12 +90,14 @@ def supervise(
     """Run worker processes: migrate, recover, replace those that die."""
     from durably.apps import find_app
     from durably.cli.output import say
+    from durably.errors import ValidationError
     from durably.supervisor.supervisor import Supervisor
     from durably.telemetry import configure_log
 
     found = find_app(one_app(app, app_option))
     given = {
         "workers": workers,
+        "pools": pool,
         "concurrency": concurrency,
         "drain_timeout": drain_timeout,
         "health_port": health_port,
@@ -88,5 +110,8 @@ def supervise(
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
     say(f"the application is {found.reference} ({found.source})")
-    configure_log(form=log_format.value, level=log_level.value)
+    try:
+        configure_log(log_file, form=log_format.value, level=log_level.value)
+    except OSError as error:
+        raise ValidationError("log_file", f"it cannot be opened: {error}") from error
     return supervisor.run()

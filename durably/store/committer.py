@@ -147,7 +147,14 @@ class Committer:
                 continue
             if first is None:
                 break
-            self._commit([first], and_what_waits=True)
+            batch = [first]
+            try:
+                self._commit(batch, and_what_waits=True)
+            except Exception as fault:  # noqa: BLE001 - one of ours: nobody may wait for an answer that never comes
+                self._disconnect()
+                for _, waiter in batch:
+                    with contextlib.suppress(Exception):  # its own may be the fault
+                        _resolve([(waiter, None, fault)])
             if self._ring_is_due and time.monotonic() >= self._rang_at + _SECONDS_BETWEEN_RINGS:
                 self._ring()
         if self._ring_is_due:

@@ -33,7 +33,7 @@ _active: Final[Select[Any]] = (
     select(literal_column("1")).where(or_(has_status("pending"), has_status("running"))).limit(1)
 )
 _newest_pending: Final = (
-    select(runs.c.id, runs.c.pending_at)
+    select(runs.c.id, runs.c.pending_at, runs.c.job_name)
     .where(has_status("pending"))
     .order_by(runs.c.created_at.desc(), runs.c.id.desc())
     .limit(bindparam("limit"))
@@ -183,9 +183,10 @@ def is_any_active(connection: Connection) -> bool:
     return connection.execute(_active).first() is not None
 
 
-def newest_pending(connection: Connection, limit: int) -> set[tuple[str, int]]:
-    """Name the latest pending runs, at most *limit*: id, and when each last became pending."""
-    return {(row.id, row.pending_at) for row in connection.execute(_newest_pending, {"limit": limit})}
+def newest_pending(connection: Connection, limit: int) -> set[tuple[str, int, str]]:
+    """Name the latest pending runs, at most *limit*: id, when each last became pending, and its job."""
+    rows = connection.execute(_newest_pending, {"limit": limit})
+    return {(row.id, row.pending_at, row.job_name) for row in rows}
 
 
 def newest_cancelled(connection: Connection, limit: int) -> set[tuple[str, int]]:

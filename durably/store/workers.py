@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import and_, bindparam, case, delete, exists, func, insert, select, update
+from sqlalchemy import Integer, String, and_, bindparam, case, delete, exists, func, insert, or_, select, update
 
 from durably.store.returning import ReturningUpdate
 from durably.store.rows import to_labels, to_worker
@@ -165,7 +165,9 @@ _declare_dead: Final = (
 )
 _declare_silent_dead: Final = _declare_dead.where(workers.c.heartbeat_at < now() - bindparam("threshold"))
 _lost_by = runs.c.worker_id == bindparam("lost")
-_interruptions = runs.c.interruptions + bindparam("counted")
+_culprit: Final = bindparam("culprit", type_=String)
+_counts = case((or_(_culprit == "", runs.c.id == _culprit), bindparam("counted", type_=Integer)), else_=0)
+_interruptions = runs.c.interruptions + _counts
 _is_poison = _interruptions > bindparam("most")
 _recover: Final = ReturningUpdate(
     select(runs.c.id).where(_lost_by, has_status("running")).with_for_update(),
@@ -201,6 +203,7 @@ def recover(
     ending: str,
     max_interruptions: int,
     interrupts: bool,
+    culprit: str | None = None,
     silent_for: float | None = None,
 ) -> tuple[bool, list[RecoveredRun]]:
     """
@@ -210,6 +213,7 @@ def recover(
         ending: How the worker ended, for the error of a run that fails ("was killed by SIGKILL").
         max_interruptions: A run interrupted more often fails.
         interrupts: Whether the loss counts as an interruption; not in a drain.
+        culprit: The run for which alone it counts; None for all.
         silent_for: Seconds; only if it is still silent for so long, as it may have beaten since somebody looked.
 
     Returns:
@@ -225,6 +229,7 @@ def recover(
     values = {
         "lost": worker_id,
         "counted": int(interrupts),
+        "culprit": culprit or "",
         "most": max_interruptions if interrupts else 2**31 - 1,
         "reason": (
             f"lost its worker more than {max_interruptions} times; the last worker {ending}. "

@@ -11,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from durably.events import Event, as_record
 from durably.forks import after_fork_in_child
 from durably.telemetry.schema import OMITTABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MOST_BYTES_AT_ONCE: Final = 1 << 20
 _LONGEST_VALUE: Final = 16 * 1024
@@ -131,6 +134,8 @@ class Outbox:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        # Called with the number of each event; set once, by a worker that has a board.
+        self.note_sequence: Callable[[int], None] = _forget
         self._filled = threading.Condition()
         # Both under the condition's lock.
         self._lines: list[bytes] = []
@@ -146,9 +151,11 @@ class Outbox:
         self._filled = threading.Condition()
         self._lines = []
         self._is_copy = True
+        self.note_sequence = _forget
 
     def __call__(self, event: Event) -> None:
         """Put an event into the buffer. One that cannot be written counts as dropped: telling must not fail a run."""
+        self.note_sequence(event.sequence)
         try:
             line = encode(event)
         except (TypeError, ValueError):
@@ -197,6 +204,10 @@ class Outbox:
             self._is_closing = True
             self._filled.notify()
         self._thread.join(_CLOSING_SECONDS)
+
+
+def _forget(_sequence: int) -> None:
+    pass
 
 
 def encode(event: Event) -> bytes:

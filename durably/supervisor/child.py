@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from durably.errors import DurablyError
+from durably.errors import DatabaseUnavailableError, DurablyError
 from durably.events import Process
+from durably.jobs import DEFAULT_POOL
 from durably.settings import change_settings
+from durably.supervisor.board import BoardWriter
 from durably.supervisor.channel import Channel, Outbox
 from durably.supervisor.stacks import write_stacks_on_signal
 from durably.telemetry.stdlib import forward_standard_logging, forward_stdout
@@ -28,19 +30,21 @@ from durably.worker.loop import Worker
 from durably.worker.serve import executors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from durably.client import Durably
     from durably.settings import Settings
     from durably.worker.outcome import Executors
 
 EXIT_BOOT_FAILED: Final = 3
-"""The child could not begin: the application does not import, or the database refused it. Its last line says why."""
+"""The child could not begin: the application does not import, or the schema does not fit. Its last line says why."""
 EXIT_LEASE_LOST: Final = 4
 """The worker was declared dead by another process, and ended so that a fresh one takes its place."""
 
 EXIT_ORPHANED: Final = 5
 """The supervisor is gone, and something ran on past kill_timeout."""
+EXIT_NO_DATABASE: Final = 6
+"""The child could not begin because the database is away."""
 
 DRAIN_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
 """From the supervisor to a worker: drain; release. Blocked while it forks, so that none is lost in between."""
@@ -61,9 +65,11 @@ class Plan:
         inherited: Channels of others, of which a forked child closes its copies.
         doorbell: Both ends, as connections, which the plan keeps open.
         worker_id: The worker's, known to the supervisor before the fork; None for the keeper.
+        pool: Whose jobs the worker takes.
         supervisor_id: Stands in its workers' rows.
         supervisor_pid: Whose disappearance makes an orphan.
         stacks: Path of the file for the stacks of a child that hangs.
+        board: Path of the file that shows the supervisor what has a timeout; None for the keeper.
         until_idle: Whether the keeper tells when nothing is pending or running.
     """
 
@@ -74,9 +80,11 @@ class Plan:
     inherited: tuple[Channel, ...]
     doorbell: Any
     worker_id: str | None
+    pool: str
     supervisor_id: str
     supervisor_pid: int
     stacks: str
+    board: str | None
     until_idle: bool
 
 
@@ -104,7 +112,7 @@ def run_child(plan: Plan) -> None:
         code = _run_keeper(plan, app, outbox) if plan.orders is not None else _run_worker(plan, app, outbox)
     except BaseException as error:  # noqa: BLE001 - whatever kept the child from its work is told before it exits
         outbox.send_record(_boot_failure(error))
-        code = EXIT_BOOT_FAILED
+        code = EXIT_NO_DATABASE if isinstance(error, DatabaseUnavailableError) else EXIT_BOOT_FAILED
     sys.stdout.flush()
     outbox.close()
     if sys.stderr is not None:  # as it is in a process begun without one
@@ -167,7 +175,7 @@ def _life_signs(
     """
     told_at = 0.0
     ends_at: float | None = None
-    interval = settings.heartbeat_interval
+    interval = min(settings.heartbeat_interval, settings.hang_threshold / 4)
 
     def look_around(now: float) -> None:
         nonlocal told_at, ends_at
@@ -185,8 +193,12 @@ def _life_signs(
 
 def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
     emitter = app.emitter
+    app.registry.keep_to(plan.pool)
     emitter.become("worker", plan.worker_id)
     emitter.sink = outbox
+    assert plan.board is not None
+    board = BoardWriter(plan.board)
+    outbox.note_sequence = board.note_sequence
     app.database.read(lambda _connection: None)  # a schema that does not fit is a failed boot
 
     async def work(threads: Executors) -> int:
@@ -196,7 +208,13 @@ def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
             loop.call_soon_threadsafe(lambda: worker.stop(release=True, reason="orphaned"))
 
         def progress(now: float) -> dict[str, Any]:
-            return {"idle_for": worker.idle_for(now), "running": worker.running}
+            stuck_for, execution = worker.stuck(now)
+            return {
+                "idle_for": worker.idle_for(now),
+                "running": worker.running,
+                "stuck_for": stuck_for,
+                "stuck_in": None if execution is None else execution.run.id,
+            }
 
         worker = Worker(
             app.database,
@@ -209,6 +227,8 @@ def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
             supervisor_id=plan.supervisor_id,
             look_around=_life_signs(plan, outbox, app.settings, orphaned, progress),
             events_dropped=lambda: outbox.dropped,
+            board=board,
+            on_ready=lambda: outbox.send_record({"type": "ready"}),
         )
         app.in_process.executes(worker)
         for number in DRAIN_SIGNALS:
@@ -243,6 +263,13 @@ def _run_keeper(plan: Plan, app: Durably, outbox: Outbox) -> int:
     def orphaned() -> None:
         keeper.stop()
 
+    def pool_of(job_name: str) -> str | None:
+        job = app.registry.get(job_name)
+        return None if job is None or job.pool == DEFAULT_POOL else job.pool
+
+    def tell_pending(pools: Mapping[str, int]) -> None:
+        outbox.send_record({"type": "keeper:pending", "pools": pools})
+
     def tell_cancellation() -> None:
         outbox.send_record({"type": "keeper:cancelled"})
 
@@ -256,6 +283,8 @@ def _run_keeper(plan: Plan, app: Durably, outbox: Outbox) -> int:
         supervisor_id=plan.supervisor_id,
         on_idle=tell_idle if plan.until_idle else None,
         on_cancellation=tell_cancellation,
+        pool_of=pool_of,
+        ring_pools=tell_pending,
         on_tick=_life_signs(plan, outbox, app.settings, orphaned),
     )
     keeper.upkeep.recover_stale(0.0, at_start=True)
@@ -264,7 +293,7 @@ def _run_keeper(plan: Plan, app: Durably, outbox: Outbox) -> int:
             "type": "keeper:ready",
             "dialect": app.database.dialect.name,
             "url": app.database.dialect.safe_url,
-            "jobs": app.registry.names(),
+            "jobs": {job.name: job.pool for job in app.registry},
             "machine": machine_key(),
             "settings": {k: v for k, v in asdict(app.settings).items() if k not in ("dialect_url", "app")},
         }

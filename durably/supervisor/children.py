@@ -1,33 +1,30 @@
-"""The supervisor's children: one record for each process, and how one is begun."""
+"""The supervisor's children, one record for each process, and the places that workers fill."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
-import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
-import multiprocess
-
-from durably.ids import new_id
+from durably.jobs import DEFAULT_POOL
 from durably.store.pause import Pause
-from durably.supervisor.channel import Channel
-from durably.supervisor.child import DRAIN_SIGNALS, Plan, run_child
-from durably.supervisor.stacks import Stacks
+from durably.supervisor.stacks import STACKS_SIGNAL
+from durably.supervisor.suspicion import STACKS_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from durably.client import Durably
-    from durably.worker.upkeep import Ending
-
-State = Literal["starting", "ready", "draining", "suspect"]
+    from durably.events import Ending, WorkerState
+    from durably.supervisor.board import Board
+    from durably.supervisor.channel import Channel
+    from durably.supervisor.recycling import Bounds
+    from durably.supervisor.stacks import Stacks
+    from durably.supervisor.suspicion import Suspicion
+    from durably.worker.timeouts import Timed
 
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 30.0
+_NEVER: Final = float("inf")
 
 
 @dataclass(slots=True, eq=False)
@@ -38,71 +35,141 @@ class Child:
     Args:
         id: The worker's id; for the keeper an id of its own.
         is_keeper: Whether it is the keeper.
+        pool: Whose jobs a worker takes.
         handle: A descriptor that turns readable when the process ends, and only then.
         orders: To the keeper; None for a worker.
+        board: What a worker has timeouts for; None for the keeper.
+        has_begun: Whether it is ready, or was: a worker has looked for runs, the keeper has recovered.
+        has_row: Whether a worker has told that its row stands.
+        runs_ended: Runs that a worker has completed or failed.
+        failure: Why it could not begin, as it told.
+        waits_for_database: Whether it could not begin because the database is away.
+        stuck_for: For how long its event loop had not come round when it gave its last sign of life.
+        stuck_in: The run whose code the loop was in, if that showed.
+        overdue: What was past its deadline when its board was last read, and for how long.
         ending: How its end is to be understood if the supervisor brings it about.
+        ending_if_killed: What *ending* becomes if it does not end in time.
         release_at: When a draining worker is told to release its runs.
+        is_released: Whether it was told so.
         kill_at: When it is killed.
-        suspected_at: When it was asked for its stacks because it was silent.
+        kill_timeout: How long after the release that is.
         worked_at: When a worker last held a run, or looked for one, as far as it has told.
         running: Runs that a worker holds, as it told with its last sign of life.
+        bounds: When a worker has done enough; None if it never has.
+        told_state: The state that was told last.
+        is_buried: Whether it was reaped.
     """
 
     id: str
     is_keeper: bool
+    pool: str
     process: Any
     pid: int
     handle: int
     channel: Channel
     orders: Channel | None
     stacks: Stacks
+    board: Board | None
     began_at: float
     heard_at: float
-    state: State = "starting"
+    has_begun: bool = False
+    has_row: bool = False
     last_sequence: int = 0
-    has_finished_a_run: bool = False
+    runs_ended: int = 0
     failure: str | None = None
+    waits_for_database: bool = False
+    suspicion: Suspicion | None = None
+    stuck_for: float = 0.0
+    stuck_in: str | None = None
+    overdue: list[tuple[float, Timed]] = field(default_factory=list)
+    board_read_at: float = 0.0
     ending: Ending = "died"
+    ending_if_killed: Ending = "drain"
     release_at: float | None = None
-    kill_at: float | None = None
-    suspected_at: float = 0.0
+    is_released: bool = False
+    kill_at: float = _NEVER
+    kill_timeout: float = _NEVER
     worked_at: float | None = None
     running: int = 0
+    bounds: Bounds | None = None
+    told_state: WorkerState | None = None
+    is_buried: bool = False
+
+    @property
+    def state(self) -> WorkerState:
+        """Its state, in a word; "exited" is told when it has been reaped."""
+        if self.suspicion is not None:
+            return "suspect"
+        if self.release_at is not None:
+            return "draining"
+        return "ready" if self.has_begun else "starting"
+
+    @property
+    def is_booting(self) -> bool:
+        """Whether it has not come so far that it gives signs of life."""
+        return not (self.has_begun or self.has_row)
+
+    def deadlines(self) -> list[float]:
+        """List when something will be due with it."""
+        times = [self.kill_at, _NEVER if self.release_at is None else self.release_at]
+        if self.suspicion is not None and not self.suspicion.is_told:
+            times.append(self.suspicion.since + STACKS_SECONDS)
+        return times
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless the process is gone."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def kill(self, ending: Ending) -> None:
+    def ask_for_stacks(self) -> None:
+        """Have it write its stacks, whatever its interpreter is doing."""
+        self.stacks.skip()
+        self.send_signal(STACKS_SIGNAL)
+
+    def kill(self, ending: Ending, now: float) -> None:
         """Kill it, as *ending*."""
         self.ending = ending
+        self.release_at = self.kill_at = _NEVER
+        self.look_at_board(now)
         self.send_signal(signal.SIGKILL)
 
     def drain(self, now: float, drain_timeout: float, kill_timeout: float) -> None:
-        """Tell it to claim nothing more; after *drain_timeout* seconds to release, *kill_timeout* later to die."""
-        if self.release_at is None:
-            self.state = "draining"
-            self.release_at = now + drain_timeout
-            self.kill_at = self.release_at + kill_timeout
+        """
+        Tell it to claim nothing more; after *drain_timeout* seconds to release, *kill_timeout* later to die.
+
+        Told again, what is due sooner holds.
+        """
+        is_first = self.release_at is None
+        if not self.is_released:
+            self.release_at = min(self.release_at or _NEVER, now + drain_timeout)
+        self.kill_timeout = min(self.kill_timeout, kill_timeout)
+        self.kill_at = min(self.kill_at, now + drain_timeout + kill_timeout)
+        if is_first:
             self.send_signal(signal.SIGTERM)
 
     def release(self, now: float, kill_timeout: float) -> None:
         """Tell it to hand its runs back at their next step boundary, and to die *kill_timeout* seconds later."""
         self.drain(now, 0.0, kill_timeout)
-        self.release_at = float("inf")
-        self.kill_at = now + kill_timeout
+        self.is_released, self.release_at = True, _NEVER
         self.send_signal(signal.SIGUSR1)
 
-    def keep_deadlines(self, now: float, kill_timeout: float) -> bool:
+    def keep_deadlines(self, now: float) -> bool:
         """Do what its drain has come to; True if it had to be killed now."""
         if self.release_at is not None and now >= self.release_at:
-            self.release(now, kill_timeout)
-        if self.kill_at is not None and now >= self.kill_at:
-            self.kill_at = None
-            self.kill("drain")
-            return True
-        return False
+            self.release(now, self.kill_timeout)
+        if now < self.kill_at:
+            return False
+        self.kill(self.ending_if_killed, now)
+        return True
+
+    def look_at_board(self, now: float) -> None:
+        """Read what is past its deadline."""
+        if self.board is not None:
+            self.board_read_at, self.overdue = now, self.board.overdue(now)
+
+    def lost_events(self) -> int:
+        """Count what it has told and what has not arrived, after its death."""
+        return 0 if self.board is None else max(0, self.board.last_sequence() - self.last_sequence)
 
     def bury(self) -> tuple[int | None, str | None]:
         """
@@ -111,6 +178,7 @@ class Child:
         Returns:
             Its exit code, or the name of the signal that killed it.
         """
+        self.is_buried = True
         self.process.join()
         code = self.process.exitcode
         self.process.close()
@@ -119,6 +187,8 @@ class Child:
         if self.orders is not None:
             self.orders.close()
         self.stacks.close()
+        if self.board is not None:
+            self.board.close()
         return (code, None) if code >= 0 else (None, _signal_name(-code))
 
 
@@ -128,114 +198,20 @@ class Slot:
     A place for one worker, filled again when its worker is gone.
 
     Args:
+        pool: Whose jobs its workers take.
         child: Who fills it.
-        successor: Who will, once it is ready (SIGHUP).
+        successor: Who will, once it is ready.
+        deaths: Children in a row that died young.
         not_before: When it may be filled.
         pause: How the next wait grows while its children die young.
     """
 
+    pool: str = DEFAULT_POOL
     child: Child | None = None
     successor: Child | None = None
     not_before: float = 0.0
+    deaths: int = 0
     pause: Pause = field(default_factory=lambda: Pause(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))
-
-
-class Nursery:
-    """
-    Begins children, by fork; by spawn in a process that has other threads, where a fork could copy a held lock.
-
-    Args:
-        load: Makes the application's instance in the child.
-        overrides: Settings that win over the application's.
-        until_idle: Whether the keeper tells when nothing is pending or running.
-    """
-
-    def __init__(self, load: Callable[[], Durably], overrides: dict[str, Any], *, until_idle: bool) -> None:
-        self.start_method: Final = "fork" if threading.active_count() == 1 and hasattr(os, "fork") else "spawn"
-        self._context = multiprocess.get_context(self.start_method)
-        self._supervisor_id = new_id()
-        self._load = load
-        self._overrides = overrides
-        self._until_idle = until_idle
-        # Connections, because a spawned child cannot be given bare descriptors.
-        self._doorbell_pipe = self._context.Pipe(duplex=False)
-        self.living: list[Child] = []
-
-    def begin(self, now: float, *, keeper: bool = False) -> Child:
-        """
-        Begin a child.
-
-        Args:
-            now: Monotonic seconds.
-            keeper: Whether it is to be the keeper.
-
-        Raises:
-            OSError: The system has no room for another process.
-        """
-        child_id = new_id()
-        channel = Channel(self._context)
-        orders = Channel(self._context) if keeper else None
-        stacks = Stacks()
-        plan = Plan(
-            load=self._load,
-            overrides=self._overrides,
-            channel=channel,
-            orders=orders,
-            inherited=self._channels_of_others(),
-            doorbell=self._doorbell_pipe,
-            worker_id=None if keeper else child_id,
-            supervisor_id=self._supervisor_id,
-            supervisor_pid=os.getpid(),
-            stacks=stacks.path,
-            until_idle=self._until_idle,
-        )
-        process = self._context.Process(target=run_child, args=(plan,), name="keeper" if keeper else "worker")
-        if self.start_method == "fork":
-            gc.freeze()  # the collector of a child would copy pages only to mark them
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, DRAIN_SIGNALS)
-        try:
-            process.start()
-        except OSError:
-            for belonging in (channel, orders, stacks):
-                if belonging is not None:
-                    belonging.close()
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        channel.keep_reading_end()
-        if orders is not None:
-            orders.keep_writing_end()
-        try:
-            handle = _handle_of(process)
-        except OSError:  # nobody could tell when it ends
-            process.kill()
-            process.join()
-            raise
-        child = Child(
-            id=child_id,
-            is_keeper=keeper,
-            process=process,
-            pid=process.pid,
-            handle=handle,
-            channel=channel,
-            orders=orders,
-            stacks=stacks,
-            began_at=now,
-            heard_at=now,
-        )
-        self.living.append(child)
-        return child
-
-    def _channels_of_others(self) -> tuple[Channel, ...]:
-        """List what a fork copies; a spawned child inherits nothing."""
-        if self.start_method != "fork":
-            return ()
-        return tuple(c for child in self.living for c in (child.channel, child.orders) if c is not None)
-
-    def close(self) -> None:
-        """Free the doorbell."""
-        for end in self._doorbell_pipe:
-            end.close()
 
 
 def _signal_name(number: int) -> str:
@@ -243,15 +219,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal has a number only
         return f"signal {number}"
-
-
-def _handle_of(process: Any) -> int:
-    """
-    Open a handle on a child.
-
-    multiprocess's own sentinel is a pipe, which a grandchild that a job has forked would hold open.
-    """
-    if hasattr(os, "pidfd_open"):
-        with contextlib.suppress(OSError):
-            return os.pidfd_open(process.pid)
-    return os.dup(process.sentinel)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from durably.errors import DatabaseUnavailableError
+
 if TYPE_CHECKING:
     from durably import events
     from durably.supervisor.children import Child
@@ -29,11 +31,14 @@ class Listener(Protocol):
     def nothing_is_active(self) -> None:
         """Learn that no run is pending or running."""
 
+    def runs_are_pending(self, pools: dict[str, int]) -> None:
+        """Learn how many runs became pending that other workers than the default pool's take."""
+
     def runs_were_cancelled(self) -> None:
         """Learn that somebody has cancelled runs."""
 
     def worker_is_ready(self, child: Child) -> None:
-        """Learn that a worker is about to claim."""
+        """Learn that a worker has looked for runs."""
 
     def was_recovered(self, worker_id: str) -> None:
         """Learn that what a dead worker held is recovered."""
@@ -62,21 +67,24 @@ def _heed(child: Child, record: dict[str, Any], listener: Listener) -> None:
         case "beat":
             _heed_beat(child, record)
             return
+        case "ready":
+            child.has_begun = True
+            listener.worker_is_ready(child)
+            return
         case str(note) if note.startswith("keeper:"):
             _heed_keeper(child, record, listener)
             return
         case "boot:failed":
             child.failure = record["traceback"] or record["error"]
+            child.waits_for_database = record["error_type"] == DatabaseUnavailableError.__name__
             return
         case "unreadable":
             listener.report("channel", "warning", f"worker {child.id} sent an unreadable line: {record['error']}")
             return
         case "worker:start":
-            if child.state == "starting":
-                child.state = "ready"
-            listener.worker_is_ready(child)
+            child.has_row = True
         case "run:complete" | "run:fail":
-            child.has_finished_a_run = True
+            child.runs_ended += 1
         case "worker:exit":
             listener.was_recovered(str(record.get("lost_worker")))
     _look_for_gap(child, record, listener)
@@ -84,6 +92,7 @@ def _heed(child: Child, record: dict[str, Any], listener: Listener) -> None:
 
 
 def _heed_beat(child: Child, record: dict[str, Any]) -> None:
+    child.stuck_for, child.stuck_in = record.get("stuck_for", 0.0), record.get("stuck_in")
     if "idle_for" in record:  # the keeper has nothing to look for
         child.worked_at = child.heard_at - record["idle_for"]
         child.running = record["running"]
@@ -92,10 +101,12 @@ def _heed_beat(child: Child, record: dict[str, Any]) -> None:
 def _heed_keeper(keeper: Child, record: dict[str, Any], listener: Listener) -> None:
     match record["type"]:
         case "keeper:ready":
-            keeper.state = "ready"
+            keeper.has_begun = True
             listener.keeper_is_ready(record)
         case "keeper:idle":
             listener.nothing_is_active()
+        case "keeper:pending":
+            listener.runs_are_pending(record["pools"])
         case "keeper:cancelled":
             listener.runs_were_cancelled()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from durably.events import Ending
     from durably.supervisor.children import Child
-    from durably.worker.upkeep import Ending
+    from durably.worker.timeouts import Timed
 
 _LATE_SECONDS: Final = 1.0
 """What contract 61 allows until a dead worker's run is running again."""
@@ -20,7 +21,10 @@ class _Order:
     reason: Ending
     exit_code: int | None
     signal: str | None
+    culprit: str | None
+    overdue: list[dict[str, Any]]
     died_at: float
+    overdue_sent: int = 0
     is_sent: bool = False
     is_told: bool = False
 
@@ -56,7 +60,17 @@ class Recoveries:
             signal: The signal's name.
             now: Monotonic seconds.
         """
-        self._orders[child.id] = _Order(child.id, child.pid, reason, exit_code, signal, now)
+        is_blamed = reason == "timeout"
+        self._orders[child.id] = _Order(
+            child.id,
+            child.pid,
+            reason,
+            exit_code,
+            signal,
+            culprit=child.stuck_in if reason == "hung" else None,
+            overdue=[_failure(child.id, since, work, now) for since, work in child.overdue if is_blamed],
+            died_at=now,
+        )
 
     def confirm(self, worker_id: str) -> None:
         """Cross an order off."""
@@ -65,12 +79,17 @@ class Recoveries:
     def send_again(self) -> None:
         """Begin anew with all, because the keeper that may have had them is gone."""
         for order in self._orders.values():
-            order.is_sent = False
+            order.is_sent, order.overdue_sent = False, 0
 
     def send(self, keeper: Child) -> None:
         """Send what was not sent yet; never waits."""
         assert keeper.orders is not None
         for order in self._orders.values():
+            # What has overrun fails before the rest is recovered; one that is sent twice is refused by the fence.
+            while order.overdue_sent < len(order.overdue):
+                if not keeper.orders.try_send(order.overdue[order.overdue_sent]):
+                    return
+                order.overdue_sent += 1
             if not order.is_sent:
                 order.is_sent = keeper.orders.try_send(_message(order))
 
@@ -93,4 +112,10 @@ def _message(order: _Order) -> dict[str, Any]:
         "reason": order.reason,
         "exit_code": order.exit_code,
         "signal": order.signal,
+        "culprit": order.culprit,
     }
+
+
+def _failure(worker_id: str, overdue_for: float, work: Timed, now: float) -> dict[str, Any]:
+    """Give the order to fail what has overrun."""
+    return {"worker_id": worker_id, "work": asdict(work), "began": now - overdue_for - work.timeout}

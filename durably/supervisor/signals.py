@@ -19,6 +19,8 @@ WATCHED: Final = (
     signal.SIGHUP,
     signal.SIGTTIN,
     signal.SIGTTOU,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
 )
 
 

@@ -2,15 +2,13 @@
 The supervisor: one thread that forks, watches, relays and ends its children, and nothing that may wait.
 
 It never opens the database and never imports the application: its keeper, a child, does both on its behalf. What it
-knows of a child it knows from the kernel (the handle), from the child's channel, and from its own clock.
+knows of a child it knows from the kernel (the handle), from the child's channel and board, and from its own clock.
 """
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import time
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -20,20 +18,24 @@ from multiprocess.connection import wait
 from durably import events
 from durably.apps import load_app
 from durably.client import Durably, make_app
-from durably.emitter import Emitter
 from durably.errors import ValidationError
+from durably.jobs import DEFAULT_POOL
 from durably.settings import change_settings, load_settings
 from durably.supervisor.child import CHECK_SIGNAL
-from durably.supervisor.children import Child, Nursery, Slot
+from durably.supervisor.crew import Crew
+from durably.supervisor.deaths import OutOfMemory, ending_of
+from durably.supervisor.guard import Guard
 from durably.supervisor.health import Health
 from durably.supervisor.hearing import hear
-from durably.supervisor.recoveries import Recoveries
+from durably.supervisor.keeping import Keeping
+from durably.supervisor.nursery import Nursery
+from durably.supervisor.pools import pools_of, warnings_about
 from durably.supervisor.respawn import Respawn
 from durably.supervisor.signals import SignalPipe
-from durably.supervisor.stacks import STACKS_SIGNAL
+from durably.supervisor.stacks import StacksOfAll
 from durably.supervisor.systemd import Systemd
-from durably.telemetry import LogRelay, ensure_log
-from durably.usable import usable_cores
+from durably.supervisor.voice import Voice
+from durably.telemetry import reopen_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from durably.client import Options
     from durably.emitter import Handler, OnError
     from durably.jobs import Job
-    from durably.worker.upkeep import Ending
+    from durably.supervisor.children import Child
 
 EXIT_CLEAN: Final = 0
 EXIT_FAILED: Final = 1
@@ -51,9 +53,6 @@ EXIT_KILLED: Final = 3
 """All children are gone, but some had to be killed."""
 
 _LONGEST_WAIT_SECONDS: Final = 1.0
-_FEWEST_BOOT_SECONDS: Final = 60.0
-_STACKS_SECONDS: Final = 0.5
-_LAST_ORDERS_SECONDS: Final = 5.0
 
 
 class Supervisor:
@@ -95,22 +94,20 @@ class Supervisor:
             self._settings = change_settings(instance.settings, **overrides)
         self._overrides: Final = overrides
         self._until_idle: Final = until_idle
-        self._emitter: Final = Emitter("supervisor", on_error)
+        self._voice: Final = Voice(on_error)
         self._signals: Final = SignalPipe()
         self._respawn: Final = Respawn()
+        self._guard: Final = Guard(self._voice, lambda: self._settings, self._had_to_kill)
         # All below are owned by the thread that calls `run`.
-        self._relay: LogRelay
         self._nursery: Nursery
-        self._keeper = Slot()
-        self._slots: list[Slot] = []
-        self._to_replace: list[Slot] = []
-        self._unrecovered: Final = Recoveries()
+        self._crew: Crew
+        self._stacks: StacksOfAll
+        self._memory: OutOfMemory
+        self._keeping: Keeping
         self._health: Health | None = None
         self._systemd: Systemd
         self._has_begun = False
         self._stopping: str | None = None
-        # When the last worker was gone; from then on the keeper has a bounded time for what is left.
-        self._gone_at: float | None = None
         self._exit_code = EXIT_CLEAN
         self._is_over = False
 
@@ -121,7 +118,7 @@ class Supervisor:
         Returns:
             A function that unsubscribes.
         """
-        return self._emitter.on(event_type, handler)
+        return self._voice.emitter.on(event_type, handler)
 
     def stop(self) -> None:
         """Drain and end, as one SIGTERM does; from any thread or handler."""
@@ -149,15 +146,16 @@ class Supervisor:
 
     def begin(self) -> None:
         """Take signals, and begin the keeper, which migrates and recovers; the workers follow when it is ready."""
-        ensure_log()
-        self._relay = LogRelay(role="supervisor")
-        self._emitter.become("supervisor")
-        self._emitter.sink = lambda event: self._relay(events.as_record(event))
+        self._voice.begin()
         self._nursery = Nursery(self._load, self._overrides, until_idle=self._until_idle)
+        self._crew = Crew(self._nursery, self._voice, lambda: self._settings, self._respawn)
+        self._keeping = Keeping(self._nursery, self._voice)
+        self._stacks = StacksOfAll(self._voice)
+        self._memory = OutOfMemory()
         self._begin_health()
         self._systemd = Systemd(self.report)
         self._signals.install()
-        self._keeper.child = self._nursery.begin(time.monotonic(), keeper=True)
+        self._keeping.begin(time.monotonic())
 
     @property
     def is_over(self) -> bool:
@@ -175,27 +173,39 @@ class Supervisor:
         for child in list(self._nursery.living):
             hear(child, now, self)
         self._reap(now)
-        self._order_recoveries(now)
-        self._fill_slots(now)
-        self._replace_one(now)
+        self._keeping.order(now)
+        if self._needs_keeper:
+            self._keeping.fill(now)
+        self._crew.fill(now)
+        self._crew.recycle(now)
+        self._crew.replace_one(now)
         for child in self._nursery.living:
-            self._look_at(child, now)
+            self._guard.look_at(child, now)
+        for child in self._crew.workers():
+            self._crew.tell_state(child)
+        self._stacks.tell(now)
         self._tell_health(now)
         self._tell_systemd(now)
         self._finish(now)
+
+    @property
+    def _needs_keeper(self) -> bool:
+        return self._stopping is None or (bool(self._keeping.unrecovered) and self._has_begun)
 
     def _wait(self) -> None:
         """Wait for a child, a message, a signal or a deadline."""
         now = time.monotonic()
         living = self._nursery.living
-        deadlines = [now + _LONGEST_WAIT_SECONDS, *self._systemd.deadlines()]
+        deadlines = [now + _LONGEST_WAIT_SECONDS, *self._stacks.deadlines(), *self._systemd.deadlines()]
         for child in living:
-            deadlines += [t for t in (child.release_at, child.kill_at) if t is not None]
-        deadlines += [slot.not_before for slot in (self._keeper, *self._slots) if slot.child is None]
+            deadlines += child.deadlines()
+        deadlines += self._crew.deadlines()
+        if self._needs_keeper:
+            deadlines += self._keeping.deadlines()
         channels = [child.channel for child in living if not child.channel.is_at_end]
         wait([self._signals, *channels, *(child.handle for child in living)], max(0.0, min(deadlines) - now))
 
-    # --- signals --------------------------------------------------------------------------------------------
+    # --- signals (the table in docs/supervisor.md and in `durably supervise --help`) ---------------------------
 
     def _heed_signals(self, now: float) -> None:
         for number in self._signals.take():
@@ -208,81 +218,80 @@ class Supervisor:
                 case signal.SIGQUIT:
                     self._kill_workers(name, now)
                 case signal.SIGHUP if self._is_working:
-                    self._note(f"{name}: the {len(self._slots)} workers are replaced, one after the other")
-                    self._to_replace = list(self._slots)
+                    self._voice.note(f"{name}: the {len(self._crew.slots)} workers are replaced, one after the other")
+                    self._crew.reload()
                 case signal.SIGTTIN if self._is_working:
-                    self._slots.append(Slot(not_before=now))
-                    self._note(f"{name}: one worker more makes {len(self._slots)}")
-                case signal.SIGTTOU if self._is_working and len(self._slots) > 1:
-                    self._retire(self._slots.pop(), now)
-                    self._note(f"{name}: one worker less makes {len(self._slots)}")
+                    self._voice.note(f"{name}: one worker more makes {self._crew.add(self._main_pool, now)}")
+                case signal.SIGTTOU if self._is_working and (left := self._crew.remove(self._main_pool, now)):
+                    self._voice.note(f"{name}: one worker less makes {left}")
+                case signal.SIGUSR1:
+                    self._reopen_log(name)
+                case signal.SIGUSR2:
+                    self._voice.note(f"{name}: the stacks of all processes follow")
+                    self._stacks.ask(self._nursery.living, now)
                 case _:
-                    self._note(f"{name} changes nothing now")
+                    self._voice.note(f"{name} changes nothing now")
 
     @property
     def _is_working(self) -> bool:
         return self._has_begun and self._stopping is None
 
+    @property
+    def _main_pool(self) -> str:
+        """Which pool SIGTTIN and SIGTTOU change."""
+        pools = pools_of(self._settings)
+        return DEFAULT_POOL if DEFAULT_POOL in pools else next(iter(pools))
+
+    def _reopen_log(self, name: str) -> None:
+        try:
+            path = reopen_log()
+        except OSError as error:
+            self._voice.report("log", "error", f"the log's file cannot be opened anew, the old one is kept: {error}")
+        else:
+            self._voice.note(
+                f"{name}: " + ("there is no log file to reopen" if path is None else f"{path} is reopened")
+            )
+
     def _drain(self, reason: str, now: float) -> None:
         if self._stopping is not None:
             return
         self._stopping = reason
-        self._note(
-            f"{reason}: {len(self._workers())} workers drain; runs that have not ended in "
+        self._voice.note(
+            f"{reason}: {len(self._crew.workers())} workers drain; runs that have not ended in "
             f"{self._settings.drain_timeout:g} s go back at their next step boundary"
         )
-        for child in self._workers():
-            self._drain_child(child, now)
+        self._crew.close()
+        self._crew.drain(now)
 
     def _release(self, reason: str, now: float) -> None:
-        self._note(
+        self._voice.note(
             f"{reason}: runs go back at their next step boundary; what still runs in "
             f"{self._settings.kill_timeout:g} s is killed"
         )
-        for child in self._workers():
-            child.release(now, self._settings.kill_timeout)
+        self._crew.release(now)
 
     def _kill_workers(self, reason: str, now: float) -> None:
         self._drain(reason, now)
-        self._note(f"{reason}: {len(self._workers())} workers are killed")
-        for child in self._workers():
-            self._kill(child, "drain")
+        workers = self._crew.workers()
+        self._voice.note(f"{reason}: {len(workers)} workers are killed")
+        self._crew.kill(now)
+        if workers:
+            self._had_to_kill()
 
-    def _drain_child(self, child: Child, now: float) -> None:
-        child.drain(now, self._settings.drain_timeout, self._settings.kill_timeout)
-
-    def _retire(self, slot: Slot, now: float) -> None:
-        for child in (slot.child, slot.successor):
-            if child is not None:
-                self._drain_child(child, now)
-
-    def _workers(self) -> list[Child]:
-        return [child for child in self._nursery.living if not child.is_keeper]
-
-    def _kill(self, child: Child, ending: Ending) -> None:
-        child.kill(ending)
-        if ending == "drain":
-            self._exit_code = self._exit_code or EXIT_KILLED
+    def _had_to_kill(self) -> None:
+        self._exit_code = self._exit_code or EXIT_KILLED
 
     # --- what children tell (see hearing.Listener) -----------------------------------------------------------
 
     def tell(self, record: dict[str, Any]) -> None:
         """Tell an event or a log line on, to the log and to who subscribed."""
-        self._relay(record)
+        self._voice.pass_on(record)
         if self._health is not None:
             self._health.take(record)
-        if self._emitter.is_heard(record["type"]) and record["type"] in events.CATALOGUE:
-            with contextlib.suppress(KeyError, TypeError, ValueError):  # the log has said what is wrong with it
-                self._emitter.pass_on(events.from_record(record))
 
     def report(self, context: str, severity: events.Severity, error: str) -> None:
         """Tell of something that went wrong here."""
-        self._emitter.emit(events.SupervisorError(context=context, severity=severity, error=error, error_type=context))
-
-    def _note(self, message: str) -> None:
-        """Log what was asked of the supervisor: a line, and no event."""
-        line = {"level": "info", "logger": "durably.supervisor", "message": message}
-        self._relay({"type": "log", "timestamp": datetime.now(UTC), "process": self._emitter.process, **line})
+        self._voice.report(context, severity, error)
 
     def keeper_is_ready(self, record: dict[str, Any]) -> None:
         """Take the application's settings, and begin the workers."""
@@ -293,15 +302,15 @@ class Supervisor:
         try:
             self._begin_health()
         except ValidationError as error:
-            self._give_up(f"the start failed: {error}", None)
-        workers = self._settings.workers or usable_cores()
-        self._emitter.emit(
-            events.SupervisorStart(workers=workers, dialect=record["dialect"], version=version("durably"))
+            self._give_up(f"the start failed: {error}")
+        pools = pools_of(self._settings)
+        self._voice.emit(
+            events.SupervisorStart(workers=sum(pools.values()), dialect=record["dialect"], version=version("durably"))
         )
-        if not record["jobs"]:
-            self.report("no-jobs", "warning", "the application registers no job, so nothing will be claimed")
+        for context, warning in warnings_about(record["jobs"], pools):
+            self.report(context, "warning", warning)
         if self._stopping is None:
-            self._slots = [Slot() for _ in range(workers)]
+            self._crew.open(pools)
 
     def events_were_lost(self, number: int) -> None:
         """
@@ -318,29 +327,35 @@ class Supervisor:
         if self._stopping is None and self._has_begun:
             self._drain("idle", time.monotonic())
 
+    def runs_are_pending(self, pools: dict[str, int]) -> None:
+        """Wake idle workers of pools whose doorbell the keeper does not have."""
+        if self._is_working:
+            for pool in pools.keys() & pools_of(self._settings).keys():
+                self._nursery.ring(pool, pools[pool])
+
     def runs_were_cancelled(self) -> None:
         """Have each worker look whether it executes one of them; no row says who did."""
-        for child in self._workers():
+        for child in self._crew.workers():
             child.send_signal(CHECK_SIGNAL)
 
     def worker_is_ready(self, child: Child) -> None:
-        """Note that workers can begin; drain the predecessor of a successor."""
-        self._respawn.was_ready()
-        for slot in self._slots:
-            if slot.successor is child and slot.child is not None:
-                self._drain_child(slot.child, time.monotonic())
+        """Have it take the place that it was begun for."""
+        self._crew.was_ready(child, time.monotonic())
 
     def was_recovered(self, worker_id: str) -> None:
         """Cross an order off."""
-        self._unrecovered.confirm(worker_id)
+        self._keeping.unrecovered.confirm(worker_id)
 
-    # --- the lives of children ------------------------------------------------------------------------------
+    # --- the ends of children -------------------------------------------------------------------------------
 
     def _reap(self, now: float) -> None:
         ended = set(wait([child.handle for child in self._nursery.living], 0))
         for child in [child for child in self._nursery.living if child.handle in ended]:
             self._nursery.living.remove(child)
             hear(child, now, self)  # what it sent before it died; its pipe holds less than one read takes
+            if lost := child.lost_events():
+                self.events_were_lost(lost)
+                self.report("events-lost", "warning", f"the last {lost} events of worker {child.id} were lost with it")
             exit_code, signal_name = child.bury()
             if child.is_keeper:
                 self._keeper_ended(child, exit_code, signal_name, now)
@@ -348,125 +363,31 @@ class Supervisor:
                 self._worker_ended(child, exit_code, signal_name, now)
 
     def _worker_ended(self, child: Child, exit_code: int | None, signal_name: str | None, now: float) -> None:
-        ending: Ending = "stopped" if exit_code == 0 and child.ending == "died" else child.ending
+        ending = ending_of(child, exit_code, signal_name, self._memory)
         if self._health is not None and self._stopping is None:
             self._health.worker_ended(ending)
-        self._unrecovered.add(child, ending, exit_code, signal_name, now)
+        self._crew.tell_state(child, "exited")
+        self._keeping.unrecovered.add(child, ending, exit_code, signal_name, now)
         if child.failure is not None:
             self.report("boot", "error", f"worker {child.id} could not begin: {child.failure}")
-        for slot in self._slots:
-            if slot.successor is child:
-                slot.successor = None  # its predecessor goes on
-                self._respawn.reschedule(slot, child, now)
-                self._give_up_replacing(child)
-            elif slot.child is child:
-                slot.child, slot.successor = slot.successor, None
-                self._respawn.reschedule(slot, child, now)
-        if self._respawn.is_hopeless and self._stopping is None:
-            self._give_up("five workers in a row died before any was ready", child.failure)
+        self._crew.ended(child, now)
+        if self._crew.is_hopeless():
+            self._give_up(self._respawn.verdict())
 
     def _keeper_ended(self, child: Child, exit_code: int | None, signal_name: str | None, now: float) -> None:
-        self._keeper.child = None
+        self._keeping.ended(child)
         how = f"was killed by {signal_name}" if signal_name else f"exited with code {exit_code}"
+        if signal_name == "SIGKILL" and child.ending == "died" and self._memory.has_struck():
+            how += ", probably because there was no memory left"
         if not self._has_begun:
-            self._give_up(f"the start failed: {child.failure or how}", None)
-        elif self._stopping is None or self._unrecovered:
-            why = "" if child.failure is None else f" ({child.failure})"
-            self.report("keeper", "warning", f"the keeper {how}{why}; another takes its place")
-            self._respawn.reschedule(self._keeper, child, now)
-            self._unrecovered.send_again()
+            self._give_up(f"the start failed: {child.failure or how}")
+        elif self._stopping is None or self._keeping.unrecovered:
+            self._keeping.follow(child, how, now)
 
-    def _give_up_replacing(self, child: Child) -> None:
-        """Keep the workers that are left when a successor dies before it is ready: so would the others."""
-        if child.state == "starting" and self._is_working:
-            self._to_replace.clear()
-            self.report(
-                "reload", "error", f"worker {child.id} died before it was ready; the workers that it was to follow stay"
-            )
-
-    def _give_up(self, reason: str, detail: str | None) -> None:
-        self.report("gave-up", "error", reason if detail is None else f"{reason}: {detail}")
+    def _give_up(self, reason: str) -> None:
+        self.report("gave-up", "error", reason)
         self._exit_code = EXIT_FAILED
         self._drain("gave up", time.monotonic())
-
-    def _fill_slots(self, now: float) -> None:
-        """Begin what is due: the keeper, and a worker in each empty slot."""
-        keeper_is_needed = self._stopping is None or (self._unrecovered and self._has_begun)
-        if keeper_is_needed and self._keeper.child is None and now >= self._keeper.not_before:
-            self._keeper.child = self._begin_child(self._keeper, now, keeper=True)
-        if self._stopping is not None:
-            return
-        for slot in self._slots:
-            if slot.child is None and now >= slot.not_before:
-                slot.child = self._begin_child(slot, now)
-
-    def _begin_child(self, slot: Slot, now: float, *, keeper: bool = False) -> Child | None:
-        try:
-            return self._nursery.begin(now, keeper=keeper)
-        except OSError as error:
-            slot.not_before = now + slot.pause.next()
-            self.report("fork", "error", f"no process could be begun: {error}")
-            return None
-
-    def _replace_one(self, now: float) -> None:
-        """Go on with replacing the workers, one at a time: the next begins when the last predecessor is gone."""
-        if not self._to_replace or self._stopping is not None:
-            return
-        if any(slot.successor is not None for slot in self._slots):
-            return
-        slot = self._to_replace[0]
-        if slot not in self._slots or slot.child is None:
-            self._to_replace.pop(0)
-        elif now >= slot.not_before:
-            slot.successor = self._begin_child(slot, now)
-            if slot.successor is not None:
-                self._to_replace.pop(0)
-
-    def _look_at(self, child: Child, now: float) -> None:
-        """Keep the deadlines of a child's drain, and end one that has been silent for too long."""
-        if child.keep_deadlines(now, self._settings.kill_timeout):
-            self._tell_killed(child)
-        silent_for = now - child.heard_at
-        patience = self._patience_with(child)
-        if silent_for < patience:
-            if child.state == "suspect":
-                child.state = "ready"
-        elif child.state != "suspect":
-            child.state = "suspect"
-            child.send_signal(STACKS_SIGNAL)
-            child.kill_at = None
-            child.suspected_at = now
-        elif now >= child.suspected_at + _STACKS_SECONDS:
-            self.report(
-                "silent",
-                "error",
-                f"child {child.id} (pid {child.pid}) was silent for {silent_for:.1f} s and is killed; its stacks:\n"
-                + (child.stacks.read() or "it could not even write them"),
-            )
-            child.suspected_at = float("inf")
-            self._kill(child, "silent")
-
-    def _patience_with(self, child: Child) -> float:
-        """Give the seconds that a child may be silent."""
-        patience = self._settings.stale_threshold
-        if child.state == "starting":
-            patience = max(patience, _FEWEST_BOOT_SECONDS)
-        if child.is_keeper or child.state == "starting":
-            # Between its beats it asks the database, and that may take its time, and the last try as long again.
-            patience += 2 * self._settings.database_timeout
-        return patience
-
-    def _tell_killed(self, child: Child) -> None:
-        self._exit_code = self._exit_code or EXIT_KILLED
-        self.report("drain", "warning", f"child {child.id} (pid {child.pid}) did not end in time and is killed")
-
-    def _order_recoveries(self, now: float) -> None:
-        """Have the keeper recover what dead workers held, and tell what it has not done in time."""
-        keeper = self._keeper.child
-        if keeper is not None and keeper.state != "starting":
-            self._unrecovered.send(keeper)
-        for death in self._unrecovered.overdue(now):
-            self.report("recovery", "warning", death)
 
     # --- health ---------------------------------------------------------------------------------------------
 
@@ -480,16 +401,16 @@ class Supervisor:
             load=self._load,
             overrides=self._overrides,
             start_method=self._nursery.start_method,
-            tell=self._relay,
+            tell=self._voice.pass_on,
             report=self.report,
         )
-        self._note(f"health is answered at {self._health.url}")
+        self._voice.note(f"health is answered at {self._health.url}")
 
     def _tell_health(self, now: float) -> None:
         if self._health is not None:
             self._health.tick(
                 now,
-                self._workers(),
+                self._crew.workers(),
                 self._settings,
                 has_begun=self._has_begun,
                 stopping=self._stopping,
@@ -497,12 +418,12 @@ class Supervisor:
             )
 
     def _tell_systemd(self, now: float) -> None:
-        slots = self._slots
+        slots = self._crew.slots
         self._systemd.tick(
             now,
             ready=sum(slot.child is not None and slot.child.state == "ready" for slot in slots),
             workers=len(slots),
-            reloading=bool(self._to_replace) or any(slot.successor is not None for slot in slots),
+            reloading=self._crew.is_reloading,
             stopping=self._stopping,
         )
 
@@ -510,37 +431,25 @@ class Supervisor:
 
     def _finish(self, now: float) -> None:
         """When the last worker is gone and recovered, let the keeper go, and then end."""
-        if self._stopping is None or self._workers():
+        if self._stopping is None or self._crew.workers():
             return
-        keeper = self._keeper.child
-        is_late = now >= self._last_worker_gone(now) + _LAST_ORDERS_SECONDS
-        if keeper is not None and (not self._unrecovered or is_late or not self._has_begun):
-            assert keeper.orders is not None
-            keeper.orders.close()  # the keeper's end of file
-            if is_late and keeper.ending != "drain":
-                self._tell_killed(keeper)
-                keeper.kill("drain")
-        if keeper is None and (not self._unrecovered or is_late):
-            self._is_over = True
-
-    def _last_worker_gone(self, now: float) -> float:
-        if self._gone_at is None:
-            self._gone_at = now
-        return self._gone_at
+        self._is_over, killed = self._keeping.let_go(now, has_begun=self._has_begun)
+        if killed is not None:
+            self._guard.tell_killed(killed)
 
     def _end(self) -> None:
         """Leave nothing behind, however the loop ended."""
         for child in list(self._nursery.living):
-            child.kill("drain")
+            child.kill("drain", time.monotonic())
             child.bury()
         self._nursery.living.clear()
         self._nursery.close()
         if self._health is not None:
             self._health.close()
         self._signals.restore()
-        for death in self._unrecovered.left():
+        for death in self._keeping.unrecovered.left():
             self.report("recovery", "warning", death)
-        self._emitter.emit(events.SupervisorStop(reason=self._stopping or "error", exit_code=self._exit_code))
+        self._voice.emit(events.SupervisorStop(reason=self._stopping or "error", exit_code=self._exit_code))
 
 
 def _give(app: Durably) -> Durably:

@@ -27,16 +27,16 @@ _MAX_VALUE: Final = 60
 # A message, or an error, is what its line is for; the bound is for a print of everything.
 _MAX_MESSAGE: Final = 1_000
 
-_DURATIONS: Final = frozenset({"duration", "waited", "oldest_step_age", "loop_lag"})
+_DURATIONS: Final = frozenset({"duration", "waited", "oldest_step_age", "loop_lag", "seconds", "pause"})
 # The letters of an id that tell it from others: its end, for its beginning is the time.
-_IDS: Final = {"lost_worker": _WORKER_LETTERS, "retriggered_from": _RUN_LETTERS}
+_IDS: Final = {"lost_worker": _WORKER_LETTERS, "worker": _WORKER_LETTERS, "retriggered_from": _RUN_LETTERS}
 # Shown last, because they may fill the line.
 _LONG: Final = frozenset({"output", "data", "error"})
 # Shown in columns of their own, or not worth a person's line.
 _HIDDEN: Final = frozenset({
     "timestamp", "sequence", "process", "event", "level", "logger", "run_id", "job_name", "labels",
     "step_name", "step_index", "generation", "input", "skipped_input", "skipped_labels", "error_type",
-    "message", "exception", "severity",
+    "message", "exception", "stacks", "severity",
 })  # fmt: skip
 
 
@@ -62,10 +62,10 @@ class ConsoleLines:
             line: The line's fields.
 
         Returns:
-            The line with its newline; an exception's text follows, indented.
+            The line with its newline; an exception's text, or stacks, follow, indented.
         """
         text = " ".join(part for part in self._parts(level, line) if part).rstrip() + "\n"
-        for row in str(line.get("exception") or "").splitlines():
+        for row in str(line.get("exception") or line.get("stacks") or "").splitlines():
             text += self._paint(_DIM, f"    {_printable(row)}") + "\n"
         return text.encode(self._encoding, "backslashreplace")
 

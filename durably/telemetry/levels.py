@@ -29,6 +29,8 @@ _FIXED: Final[dict[str, Level]] = {
     "step:fail": "warning",
     "run:recover": "warning",
     "worker:heartbeat": "debug",
+    "worker:suspect": "warning",
+    "worker:backoff": "warning",
     "run:progress": "debug",
 }
 

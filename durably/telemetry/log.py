@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, cast
 
 import structlog
@@ -22,29 +23,33 @@ Form = Literal["auto", "json", "console"]
 _FORMS: Final = ("auto", "json", "console")
 # Owned by `configure_log`: where this process's lines go; None before its first call.
 _writer: LineWriter | None = None
+# The file that it writes to, if it was given by its path.
+_file: Path | None = None
 
 
-def configure_log(stream: TextIO | None = None, *, form: Form = "auto", level: str = "info") -> None:
+def configure_log(stream: TextIO | Path | None = None, *, form: Form = "auto", level: str = "info") -> None:
     """
     Set the process's log up, in place of what was set up before.
 
     Loggers and relays that exist already keep writing to where they did: make them after this call.
 
     Args:
-        stream: Where the lines go; standard output by default.
+        stream: Where the lines go, or the path of a file to which they are appended; standard output by default.
         form: "json" is one object a line; "console" is for people, in colour on a terminal unless NO_COLOR
             is set; "auto" is "console" on a terminal, else "json".
         level: The lowest level that is logged: debug, info, warning, error or critical.
 
     Raises:
         ValidationError: There is no such form or level.
+        OSError: The file cannot be opened.
     """
-    global _writer  # noqa: PLW0603 - a process has one log
+    global _writer, _file  # noqa: PLW0603 - a process has one log
     if form not in _FORMS:
         raise ValidationError("form", f"{form!r} is none of {', '.join(_FORMS)}")
     if level not in LEVELS:
         raise ValidationError("level", f"{level!r} is none of {', '.join(LEVELS)}")
-    target = sys.stdout if stream is None else stream
+    target = _open(stream) if isinstance(stream, Path) else sys.stdout if stream is None else stream
+    _file = stream if isinstance(stream, Path) else None
     writer = _writer = LineWriter(target)
     structlog.configure(
         processors=[structlog.processors.format_exc_info, _stamp, _renderer(target, form)],
@@ -52,6 +57,25 @@ def configure_log(stream: TextIO | None = None, *, form: Form = "auto", level: s
         logger_factory=lambda *_names: writer,
         cache_logger_on_first_use=True,
     )
+
+
+def reopen_log() -> Path | None:
+    """
+    Open the log's file anew, by its path: what whoever rotates it has renamed is written to no more.
+
+    Returns:
+        Its path; None if the log goes to a stream.
+
+    Raises:
+        OSError: It cannot be opened; the log goes on where it was.
+    """
+    if _writer is not None and _file is not None:
+        _writer.move_to(_open(_file))
+    return _file
+
+
+def _open(path: Path) -> TextIO:
+    return path.open("a", encoding="utf-8")
 
 
 def ensure_log() -> None:

@@ -151,6 +151,8 @@ def _of(hint: Any) -> Schema:
 def _of_parts(hint: Any, origin: Any, parts: tuple[Any, ...]) -> Schema:
     if origin is Literal:
         return {"enum": list(parts)}
+    if origin in (Union, UnionType) and any(get_origin(part) is Literal for part in parts):
+        return {"enum": [value for part in parts for value in (get_args(part) or [None])]}
     if origin in (Union, UnionType):
         return {"type": [_PLAIN[part] for part in parts]}
     if origin is tuple:

@@ -47,6 +47,15 @@ class LineWriter:
         self._is_stalled = False
         self._room = _poll_of(stream)
 
+    def move_to(self, stream: TextIO) -> None:
+        """Write to another stream from now on, and close the one so far."""
+        with self._lock:
+            before, self._stream = self._stream, stream
+            self._write, self._room = _unbuffered(stream), _poll_of(stream)
+            self._is_torn = self._is_stalled = False
+            if before is not None:
+                before.close()
+
     @property
     def lost(self) -> int:
         """How many lines the stream did not take, or not to their end."""

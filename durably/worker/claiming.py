@@ -36,6 +36,7 @@ class Claimer:
         begin: Called with each claimed run.
         found_nothing: Called when no slot is taken and the last claim brought nothing, or the budget is spent.
         failed: Called with the error of a claim that the database refused.
+        looked: Called when a claim was answered, or there was nothing to ask for.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Claimer:
         begin: Callable[[ClaimedRun], None],
         found_nothing: Callable[[], None],
         failed: Callable[[BaseException], None],
+        looked: Callable[[], None],
     ) -> None:
         self._worker_id = worker_id
         self._registry = registry
@@ -60,6 +62,7 @@ class Claimer:
         self._begin = begin
         self._found_nothing = found_nothing
         self._failed = failed
+        self._looked = looked
         self._slots: Final = settings.concurrency
         self._stopped = False
         self._listening = False
@@ -98,6 +101,7 @@ class Claimer:
         if time.monotonic() >= self._not_before:
             self._claim(self.free)
             if self.is_empty and not self.on_their_way:
+                self._looked()
                 self._found_nothing()  # there was nothing to ask for: no job is known, or the budget is spent
         self._listen()
 
@@ -173,6 +177,7 @@ class Claimer:
             self._failed(error)
         else:
             self._pause.reset()
+            self._looked()
             if len(claimed) == limit:
                 self._claim(self.free)  # there may be more
             elif self.is_empty and not self.on_their_way:

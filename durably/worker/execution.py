@@ -9,18 +9,28 @@ If the process dies before a checkpoint's commit, the step runs again; after it,
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from durably import events
 from durably.codec import Encoded, Unfit, codec_for, encode_step
-from durably.errors import CheckpointError, ControlFlow, DuplicateStepError, UsageError
+from durably.errors import (
+    CheckpointError,
+    ControlFlow,
+    DuplicateStepError,
+    StepTimeoutError,
+    UsageError,
+)
 from durably.jobs import Job, check_name, result_codec
+from durably.settings import parse_timeout
 from durably.store.intents import Checkpoint, Fenced, StepFailure, Verdict
 from durably.worker.failure import describe
 from durably.worker.notes import Notes
+from durably.worker.timeouts import Limit, RunTime, Timed
 from durably.worker.token import Token
 
 if TYPE_CHECKING:
@@ -31,15 +41,17 @@ if TYPE_CHECKING:
     from durably.errors import DatabaseUnavailableError, Reason
     from durably.store.claims import ClaimedRun
     from durably.store.committer import Committer
+    from durably.worker.timeouts import Board
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A step asks its driver to call its function, and to send the result or throw the exception in."""
+    """A step asks its driver to call its function within a limit, and to send the result or throw the exception in."""
 
     step_name: str
     fn: Callable[..., Any]
     args: tuple[Any, ...]
+    limit: Limit | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,10 @@ class Host(Protocol):
         """Who tells."""
 
     @property
+    def board(self) -> Board:
+        """Where timeouts stand."""
+
+    @property
     def max_payload_bytes(self) -> int:
         """The setting."""
 
@@ -112,6 +128,7 @@ class Execution:
         self.token: Final = Token()
         self.notes: Final = Notes(self)
         self.began: Final = time.monotonic()
+        self.time: Final = RunTime(job.name, job.timeout, self.began)
         # Set by the worker when the function has returned: no step begins after that.
         self.is_over = False
         # Set by whoever tells the run's cancellation first in this process, under the lock.
@@ -124,10 +141,11 @@ class Execution:
         self._next_index = 1 + max((s.index for s in run.steps.values()), default=-1)
 
     def step(
-        self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], output: Any
+        self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], output: Any, timeout: object
     ) -> Generator[Request, Any, Any]:
         """Run one step, asking the driver for what waits; returns the checkpoint's value."""
         check_name(name, "name")
+        seconds = None if timeout is None else parse_timeout(timeout)
         codec = result_codec(fn) if output is None else codec_for(output)
         self._check_boundary()
         if self.host.is_cut_off:
@@ -138,7 +156,10 @@ class Execution:
             return self._replay(name, codec)
         self.host.emitter.emit(events.StepStart(**self._facts(attempt)))
         try:
-            value = yield Call(name, fn, args)
+            if seconds is None:
+                value = yield Call(name, fn, args, None)
+            else:
+                value = yield from self._call_within(seconds, attempt, fn, args)
             encoded = encode_step(codec, value, name, self.host.max_payload_bytes)
         except ControlFlow:
             if self.token.is_set():
@@ -149,13 +170,32 @@ class Execution:
         except Exception as error:
             yield from self._fail(attempt, error)
             raise
-        except BaseException:
-            self._end(attempt)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and self.time.is_up():
+                yield from self._fail(attempt, self.time.error())
+            else:
+                self._end(attempt)
             raise
         return (yield from self._complete(attempt, encoded, codec))
 
+    def _call_within(
+        self, seconds: float, attempt: Attempt, fn: Callable[..., Any], args: tuple[Any, ...]
+    ) -> Generator[Request, Any, Any]:
+        """Have the step's function called; what it returns when its time is up comes too late."""
+        limit = Limit(attempt.began + seconds, partial(StepTimeoutError, attempt.name, seconds))
+        timed = Timed(self.run.id, self.run.generation, seconds, attempt.name, attempt.index, attempt.number)
+        place = self.host.board.enter(timed, limit.at)
+        try:
+            value = yield Call(attempt.name, fn, args, limit)
+        finally:
+            self.host.board.leave(place)
+        if limit.is_reached():
+            raise limit.error()
+        return value
+
     def _check_boundary(self) -> None:
         self.token.raise_if_set()
+        self.time.check()
         if self.is_over:
             raise UsageError(f"run {self.run.id} has ended in this worker; no step of it can begin")
 

@@ -13,16 +13,18 @@ import os
 import selectors
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from durably import events
 from durably.store import runs
 from durably.store.pause import Pause
 from durably.worker.failure import type_name
+from durably.worker.timeouts import Timed
 from durably.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from durably.emitter import Emitter
     from durably.settings import Settings
@@ -44,7 +46,12 @@ _RINGS_A_POLL: Final = 4
 
 
 class Orders(Protocol):
-    """Where a supervisor's orders arrive: a dict each, with "worker_id", "reason", "exit_code" and "signal"."""
+    """
+    Where a supervisor's orders arrive, a dict each.
+
+    One with "work" is to fail what was overdue when its worker was killed ("worker_id", "began"). Any other is to
+    recover a worker's runs: "worker_id", "reason", "exit_code", "signal" and "culprit".
+    """
 
     def fileno(self) -> int:
         """Give the descriptor that turns readable when there is an order, or the supervisor is gone."""
@@ -70,6 +77,8 @@ class Keeper:
         supervisor_id: The supervisor's.
         on_idle: Called when no run is pending or running; None if nobody wants to know.
         on_cancellation: Called when somebody has cancelled runs, which workers here may be executing.
+        pool_of: Names the pool of a job whose workers listen to another doorbell; None for one of this.
+        ring_pools: Called with how many runs became pending for each such pool.
         on_tick: Called before each round and after each of its parts, with the monotonic time: the sign of life.
     """
 
@@ -84,6 +93,8 @@ class Keeper:
         supervisor_id: str | None = None,
         on_idle: Callable[[], None] | None = None,
         on_cancellation: Callable[[], None] = lambda: None,
+        pool_of: Callable[[str], str | None] = lambda _job_name: None,
+        ring_pools: Callable[[Mapping[str, int]], None] = lambda _pools: None,
         on_tick: Callable[[float], None] = lambda _now: None,
     ) -> None:
         self.upkeep: Final = Upkeep(database, settings, emitter, self.report, supervisor_id)
@@ -94,6 +105,8 @@ class Keeper:
         self._orders = orders
         self._on_idle = on_idle
         self._on_cancellation = on_cancellation
+        self._pool_of = pool_of
+        self._ring_pools = ring_pools
         self._on_tick = on_tick
         self._stopped = threading.Event()
         self._stop_reading, self._stop_writing = os.pipe()
@@ -103,8 +116,8 @@ class Keeper:
         self._look_after = 0.0
         self._idle_look_after = 0.0
         self._poll_after = 0.0
-        # Runs that the doorbell was rung for, and those whose cancellation was passed on: id and time.
-        self._rung_for: set[tuple[str, int]] = set()
+        # Runs that the doorbell was rung for: id, time and job; and whose cancellation was passed on: id and time.
+        self._rung_for: set[tuple[str, int, str]] = set()
         self._seen_cancelled: set[tuple[str, int]] | None = None
         self._undone: list[dict[str, Any]] = []
         self._failing: set[str] = set()
@@ -198,34 +211,48 @@ class Keeper:
             return
         self._poll_after = now + self._polling_interval
         self._look_for_news()
-        if not self._doorbell.is_unanswered():
-            self._doorbell.ring(min(len(self._rung_for), _RINGS_A_POLL))
+        self._ring_for(self._rung_for, _RINGS_A_POLL)
 
     def _look_for_news(self) -> None:
         """Wake idle workers if new runs are pending, and let workers know of cancellations."""
         pending = self._database.read(lambda connection: runs.newest_pending(connection, _MOST_NEWS))
         new, self._rung_for = pending - self._rung_for, pending
-        if not self._doorbell.is_unanswered():
-            self._doorbell.ring(len(new))
+        self._ring_for(new, _MOST_NEWS)
         cancelled = self._database.read(lambda connection: runs.newest_cancelled(connection, _MOST_NEWS))
         known, self._seen_cancelled = self._seen_cancelled, cancelled
         if known is not None and cancelled - known:
             self._on_cancellation()
 
+    def _ring_for(self, pending: set[tuple[str, int, str]], most: int) -> None:
+        """Wake as many idle workers of each pool as there are runs for them, *most* at most."""
+        pools = Counter(self._pool_of(job_name) for _, _, job_name in pending)
+        here = pools.pop(None, 0)
+        if here and not self._doorbell.is_unanswered():
+            self._doorbell.ring(min(here, most))
+        if pools:
+            self._ring_pools({pool: min(count, most) for pool, count in pools.items() if pool is not None})
+
     def _carry_out_orders(self) -> None:
-        """Recover what the supervisor's dead children held; an order that fails is kept for the next round."""
+        """Do what is left of the supervisor's dead children; an order that fails is kept for the next round."""
         while self._undone:
-            order = self._undone[0]
-            recovered = self.upkeep.recover(
-                order["worker_id"],
-                reason=order["reason"],
-                exit_code=order["exit_code"],
-                signal=order["signal"],
-            )
+            recovered = self._carry_out(self._undone[0])
             self._undone.pop(0)
             self._on_tick(time.monotonic())
             if recovered:
                 self._doorbell.ring(recovered)
+                self._poll_after = 0.0  # they may be of other pools
+
+    def _carry_out(self, order: dict[str, Any]) -> int:
+        if "work" in order:
+            self.upkeep.recovery.fail_overdue(order["worker_id"], Timed(**order["work"]), order["began"])
+            return 0
+        return self.upkeep.recovery.recover(
+            order["worker_id"],
+            reason=order["reason"],
+            exit_code=order["exit_code"],
+            signal=order["signal"],
+            culprit=order["culprit"],
+        )
 
     def report(self, part: str, error: BaseException | None) -> None:
         """

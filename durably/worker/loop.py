@@ -28,9 +28,11 @@ from durably.worker.execution import Execution
 from durably.worker.failure import type_name
 from durably.worker.held import Held
 from durably.worker.identity import new_worker
+from durably.worker.lag import Lag
 from durably.worker.outcome import Ended, Executors, Outcome, Raised, Returned, call_job
 from durably.worker.pulse import Pulse
-from durably.worker.tasks import make_task
+from durably.worker.tasks import belongs_to, make_task
+from durably.worker.timeouts import NoBoard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,9 +44,11 @@ if TYPE_CHECKING:
     from durably.store.database import Database
     from durably.store.intents import BeatAnswer, Verdict
     from durably.worker.doorbell import Doorbell
+    from durably.worker.timeouts import Board
 
 Mode = Literal["working", "draining", "releasing", "lost"]
 _CLOSING_SECONDS: Final = 5.0
+_STUCK_SECONDS: Final = 1.0
 # A worker looks by itself all the same, but seldom: for a host whose keeper has died and cannot be replaced.
 _POLLS_LEFT_TO_THE_KEEPER: Final = 10
 
@@ -66,6 +70,8 @@ class Worker:
         until_idle: Stop when nothing is claimable.
         look_around: Called twice a second from the pulse's thread, with the monotonic time.
         events_dropped: Counts the events that found no room in the channel.
+        board: Where its supervisor sees what has a timeout.
+        on_ready: Called once, when it has looked for runs.
     """
 
     def __init__(
@@ -83,9 +89,12 @@ class Worker:
         until_idle: bool = False,
         look_around: Callable[[float], None] = lambda _now: None,
         events_dropped: Callable[[], int] = lambda: 0,
+        board: Board | None = None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._me: Final = new_worker(registry.names(), settings.concurrency, worker_id, supervisor_id)
         self.emitter: Final = emitter
+        self.board: Final = board or NoBoard()
         self.max_payload_bytes: Final = settings.max_payload_bytes
         self.committer: Final = Committer(
             database,
@@ -101,6 +110,8 @@ class Worker:
         self._most_runs: Final = most_runs
         self._until_idle: Final = until_idle
         self._events_dropped: Final = events_dropped
+        # Called once, and then replaced by what does nothing.
+        self._on_ready = on_ready
         self._pulse: Final = Pulse(
             self,
             self.committer,
@@ -114,14 +125,12 @@ class Worker:
         # Whether somebody wants to know which runs are lost, and the task that finds out. On the loop.
         self._is_check_wanted = False
         self._checking: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Execution] = {}
         # Writes that the database has refused and that are being tried again. On the loop.
         self._refused = 0
         self._executed = 0
         self._released = 0
-        # Written on the loop and by the pulse's thread, which alone sends a probe, and only when none is out.
-        self._probe_sent: float | None = None
-        self._loop_lag = 0.0
+        self._lag: Lag
         self._thread_id = 0
         self._loop: asyncio.AbstractEventLoop
         self._context: contextvars.Context
@@ -129,6 +138,7 @@ class Worker:
         self._claimer = Claimer(
             self.id, self._registry, self._settings, self.committer, self._doorbell, self._most_runs,
             begin=self._begin, found_nothing=self._found_nothing, failed=lambda error: self._tell_error("claim", error),
+            looked=self._is_ready,
         )  # fmt: skip
 
     @property
@@ -166,6 +176,7 @@ class Worker:
         """
         self._loop = asyncio.get_running_loop()
         self._loop.set_task_factory(make_task)
+        self._lag = Lag(self._loop)
         # Of no run: each run's task begins with a copy, so that nothing of the run before it is in its context.
         self._context = contextvars.copy_context()
         self._thread_id = threading.get_ident()
@@ -258,6 +269,10 @@ class Worker:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
 
+    def _is_ready(self) -> None:
+        self._on_ready()
+        self._on_ready = _do_nothing
+
     def _found_nothing(self) -> None:
         """Learn from the claimer that it holds nothing, and that its last claim brought nothing."""
         if self._until_idle or self._claimer.is_spent:
@@ -284,11 +299,11 @@ class Worker:
         if self._mode == "releasing":
             execution.token.fire("released")
         task = self._context.copy().run(self._loop.create_task, self._execute(execution))
-        self._tasks.add(task)
+        self._tasks[task] = execution
         task.add_done_callback(self._execution_done)
 
     def _execution_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        del self._tasks[task]
         if (error := task.exception()) is not None:  # a fault of ours: told, and the run recovered with this worker
             self._tell_error("execution", error)
 
@@ -373,25 +388,29 @@ class Worker:
     def describe_beat(self) -> Beat:
         """Put the worker's state into a heartbeat, and probe the loop for its lag. In the pulse's thread."""
         now = time.monotonic()
-        sent = self._probe_sent
-        if sent is None:
-            sent = self._probe_sent = now
-            self._loop.call_soon_threadsafe(self._probe_arrived)
+        stuck_for = self._lag.probe(now)
         return Beat(
             worker_id=self.id,
             jobs=self._registry.names(),
             held=self._held.keys(),
-            # A probe that has not arrived yet shows a loop that is stuck now.
-            loop_lag=max(self._loop_lag, now - sent),
+            loop_lag=max(self._lag.last, stuck_for),
             oldest_step_age=self._held.oldest_step_age(now),
             isolate_after=self._settings.isolate_after,
             patience=self._settings.stale_threshold,
         )
 
-    def _probe_arrived(self) -> None:
-        if self._probe_sent is not None:
-            self._loop_lag = time.monotonic() - self._probe_sent
-            self._probe_sent = None
+    def stuck(self, now: float) -> tuple[float, Execution | None]:
+        """
+        Tell, in any thread, for how many seconds the loop has not come round, and whose code it is in, if that shows.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        stuck_for = self._lag.probe(now)
+        if stuck_for < _STUCK_SECONDS:
+            return 0.0, None
+        task = asyncio.current_task(self._loop)
+        return stuck_for, None if task is None else self._tasks.get(task) or belongs_to(task)
 
     def heard(self, answer: BeatAnswer) -> None:
         """Take the answer to the loop, which owns what it changes. In the pulse's thread."""
@@ -409,7 +428,7 @@ class Worker:
                 running=len(self._held),
                 free=self._claimer.unheld,
                 oldest_step_age=self._held.oldest_step_age(time.monotonic()),
-                loop_lag=self._loop_lag,
+                loop_lag=self._lag.last,
                 events_dropped=self._events_dropped(),
             )
         )
@@ -454,6 +473,10 @@ class Worker:
                 run_id=run_id,
             )
         )
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _event_of(execution: Execution, outcome: Outcome) -> events.Event:

@@ -15,6 +15,7 @@ from durably.worker.context import current_execution
 from durably.worker.failure import Description, call_plain, describe, has_control_flow
 from durably.worker.step import AsyncStep, Step
 from durably.worker.threads import run_in_thread
+from durably.worker.timeouts import Timed, bounded
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -62,15 +63,27 @@ class Executors:
 async def call_job(execution: Execution, executors: Executors) -> Outcome:
     """Call the run's function with its step context, on this loop or in a thread."""
     current_execution.set(execution)
+    place = _put_on_board(execution)
     try:
         value = await _call(execution, executors)
+        execution.time.check()
         # A result that was on its way when the run was lost goes no further than the fence.
         return Returned(check_output(execution.job.output, value, execution.host.max_payload_bytes))
     except BaseException as error:  # noqa: BLE001 - whatever the function raised is the run's outcome
         # One that the job has made itself ends nothing: it is the job's failure as any exception is.
         if execution.token.is_set() and has_control_flow(error):
             return Ended()
+        error = execution.time.reason_for(error)
         return Raised(describe(error), execution.failed_step(error))
+    finally:
+        execution.host.board.leave(place)
+
+
+def _put_on_board(execution: Execution) -> int | None:
+    run, limit, timeout = execution.run, execution.time.limit, execution.job.timeout
+    if limit is None or timeout is None:
+        return None
+    return execution.host.board.enter(Timed(run.id, run.generation, timeout), limit.at)
 
 
 async def _call(execution: Execution, executors: Executors) -> Any:
@@ -93,7 +106,7 @@ async def _call(execution: Execution, executors: Executors) -> Any:
 async def _call_async(execution: Execution, step: AsyncStep, value: Any) -> Any:
     process = os.getpid()
     try:
-        returned = await execution.job.run(step, value)
+        returned = await bounded(execution.job.run(step, value), execution.time.limit)
     finally:
         end_if_forked(process)
     step.check_all_begun()

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import os
 from inspect import CORO_CREATED, getcoroutinestate
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 from durably.errors import DatabaseUnavailableError, UsageError
 from durably.forks import end_if_forked
@@ -16,15 +16,18 @@ from durably.worker.context import current_step
 from durably.worker.execution import Call, Execution, Hold, Write
 from durably.worker.failure import call_plain
 from durably.worker.threads import run_in_thread
+from durably.worker.timeouts import bounded, earlier
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
     from concurrent.futures import Executor
+    from datetime import timedelta
 
     from durably.worker.execution import Request
     from durably.worker.token import Token
 
 T = TypeVar("T")
+Timeout: TypeAlias = "float | str | timedelta | None"
 _HOLD_SECONDS: Final = 0.05
 
 
@@ -100,10 +103,17 @@ class Step(_Context):
     """The context of a synchronous job. Its methods may be called from threads that the job starts."""
 
     @overload
-    def run(self, name: str, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any, output: Any = None) -> T: ...
+    def run(
+        self,
+        name: str,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        output: Any = None,
+        timeout: Timeout = None,
+    ) -> T: ...
     @overload
-    def run(self, name: str, fn: Callable[..., T], *args: Any, output: Any = None) -> T: ...
-    def run(self, name: str, fn: Callable[..., Any], *args: Any, output: Any = None) -> Any:
+    def run(self, name: str, fn: Callable[..., T], *args: Any, output: Any = None, timeout: Timeout = None) -> T: ...
+    def run(self, name: str, fn: Callable[..., Any], *args: Any, output: Any = None, timeout: Timeout = None) -> Any:
         """
         Run a step, or give back what it returned when it completed in an earlier execution.
 
@@ -111,22 +121,27 @@ class Step(_Context):
             name: Unique within the run; checkpoints are found by it.
             fn: Called as fn(*args); a coroutine function runs on the worker's event loop.
             output: The result's type; else fn's return annotation, else plain JSON data.
+            timeout: How long one attempt may take: seconds above 0, a timedelta, or text such as "90s". A coroutine
+                function is cancelled then. A plain function cannot be: what it returns later is discarded, and under a
+                supervisor its worker is replaced and killed, with which the run fails.
 
         Returns:
             What *fn* returned, decoded from its stored form, once its checkpoint is committed.
 
         Raises:
+            StepTimeoutError: It took longer than its timeout. Stored as any failed attempt; the name may be run again.
+            RunTimeoutError: The run has taken longer than its job's timeout.
             DuplicateStepError: The name was used already in this execution.
             EncodingError, PayloadTooLargeError: The result cannot be stored.
             CheckpointError: A stored result does not fit the type any more.
             Cancelled, LeaseLost, Released: The run is no longer this worker's; let it pass.
         """
-        return _drive(self._execution.step(name, fn, args, output), self._do)
+        return _drive(self._execution.step(name, fn, args, output, timeout), self._do)
 
     def _do(self, request: Request) -> Any:
         match request:
-            case Call(step_name, fn, args):
-                return contextvars.copy_context().run(self._call, step_name, fn, args)
+            case Call():
+                return contextvars.copy_context().run(self._call, request)
             case Write(intent):
                 host = self._execution.host
                 try:
@@ -138,11 +153,13 @@ class Step(_Context):
                     pass
         return None
 
-    def _call(self, step_name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        current_step.set(step_name)
-        if is_async_callable(fn):
-            return asyncio.run_coroutine_threadsafe(fn(*args), self._loop).result()
-        return call_plain(fn, *args)
+    def _call(self, call: Call) -> Any:
+        current_step.set(call.step_name)
+        if is_async_callable(call.fn):
+            # Nobody cancels a thread, so here the run's own limit is kept too.
+            coroutine = bounded(call.fn(*call.args), earlier(call.limit, self._execution.time.limit))
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        return call_plain(call.fn, *call.args)
 
 
 class AsyncStep(_Context):
@@ -156,11 +173,20 @@ class AsyncStep(_Context):
 
     @overload
     def run(
-        self, name: str, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any, output: Any = None
+        self,
+        name: str,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        output: Any = None,
+        timeout: Timeout = None,
     ) -> Coroutine[Any, Any, T]: ...
     @overload
-    def run(self, name: str, fn: Callable[..., T], *args: Any, output: Any = None) -> Coroutine[Any, Any, T]: ...
-    def run(self, name: str, fn: Callable[..., Any], *args: Any, output: Any = None) -> Coroutine[Any, Any, Any]:
+    def run(
+        self, name: str, fn: Callable[..., T], *args: Any, output: Any = None, timeout: Timeout = None
+    ) -> Coroutine[Any, Any, T]: ...
+    def run(
+        self, name: str, fn: Callable[..., Any], *args: Any, output: Any = None, timeout: Timeout = None
+    ) -> Coroutine[Any, Any, Any]:
         """
         Run a step, or give back what it returned when it completed in an earlier execution; to be awaited.
 
@@ -168,18 +194,23 @@ class AsyncStep(_Context):
             name: Unique within the run; checkpoints are found by it.
             fn: Called as fn(*args); a plain function runs in a thread, so that it may block.
             output: The result's type; else fn's return annotation, else plain JSON data.
+            timeout: How long one attempt may take: seconds above 0, a timedelta, or text such as "90s". A coroutine
+                function is cancelled then. A plain function cannot be: what it returns later is discarded, and under a
+                supervisor its worker is replaced and killed, with which the run fails.
 
         Returns:
             When awaited, what *fn* returned, decoded from its stored form, once its checkpoint is committed.
 
         Raises:
+            StepTimeoutError: It took longer than its timeout. Stored as any failed attempt; the name may be run again.
+            RunTimeoutError: The run has taken longer than its job's timeout.
             DuplicateStepError: The name was used already in this execution.
             EncodingError, PayloadTooLargeError: The result cannot be stored.
             CheckpointError: A stored result does not fit the type any more.
             Cancelled, LeaseLost, Released: The run is no longer this worker's; let it pass.
         """
         self._calls += 1
-        step = self._run(self._calls, self._execution.step(name, fn, args, output))
+        step = self._run(self._calls, self._execution.step(name, fn, args, output, timeout))
         self._not_begun[self._calls] = name, step
         return step
 
@@ -204,8 +235,8 @@ class AsyncStep(_Context):
 
     async def _do(self, request: Request) -> Any:
         match request:
-            case Call(step_name, fn, args):
-                return await self._call(step_name, fn, args)
+            case Call():
+                return await self._call(request)
             case Write(intent):
                 host = self._execution.host
                 try:
@@ -217,16 +248,28 @@ class AsyncStep(_Context):
                     await asyncio.sleep(_HOLD_SECONDS)
         return None
 
-    async def _call(self, step_name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        outer, process = current_step.set(step_name), os.getpid()
+    async def _call(self, call: Call) -> Any:
+        outer, process = current_step.set(call.step_name), os.getpid()
         try:
-            if is_async_callable(fn):
-                return await fn(*args)
-            context = contextvars.copy_context()
-            return await run_in_thread(self._execution, self._executor, context.run, call_plain, fn, *args)
+            if is_async_callable(call.fn):
+                return await bounded(call.fn(*call.args), call.limit)
+            run = contextvars.copy_context().run
+            returned = run_in_thread(self._execution, self._executor, run, call_plain, call.fn, *call.args)
+            return await self._to_its_end(returned)
         finally:
             end_if_forked(process)
             current_step.reset(outer)
+
+    async def _to_its_end(self, function: asyncio.Future[Any]) -> Any:
+        """Await a function in a thread, also when the run's time is up: the slot is taken until it has returned."""
+        if self._execution.time.limit is None:
+            return await function
+        try:
+            return await asyncio.shield(function)
+        except asyncio.CancelledError:
+            if self._execution.time.is_up():
+                await asyncio.wait([function])
+            raise
 
 
 def _drive(body: Generator[Request, Any, Any], do: Callable[[Request], Any]) -> Any:

@@ -9,28 +9,23 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from durably import events
 from durably.store import runs, workers
 from durably.worker.identity import is_gone, machine_key
+from durably.worker.recovery import Recovery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from sqlalchemy import Connection
 
     from durably.emitter import Emitter
+    from durably.events import Ending
     from durably.settings import Settings
     from durably.store.database import Database
 
-Ending = Literal["died", "silent", "drain", "stopped"]
-_WORDS: Final[Mapping[Ending, str]] = {
-    "died": "is gone",
-    "silent": "fell silent",
-    "drain": "was killed in a drain",
-    "stopped": "stopped",
-}
 _HOUSEKEEPING_SECONDS: Final = 60.0
 _PURGE_CHUNK: Final = 500
 # At a time, for the keeper has more to do; while more is due, it purges half of the time.
@@ -63,6 +58,7 @@ class Upkeep:
         self._report = report
         self._supervisor_id = supervisor_id
         self._machine = machine_key()
+        self.recovery: Final = Recovery(database, settings, emitter)
         # When this process began to reach the database without a gap, by its monotonic clock; None in a gap.
         self._reached_since: float | None = None
         self._reached_at = 0.0
@@ -129,7 +125,7 @@ class Upkeep:
         silent, clock_ahead = self._database.write(look)
         if self._has_judgement(now + time.monotonic() - began, clock_ahead) or at_start:
             dead = {worker_id: dead.get(worker_id, "silent") for worker_id in (*silent, *dead)}
-        return sum(self.recover(worker_id, reason=reason) for worker_id, reason in dead.items())
+        return sum(self.recovery.recover(worker_id, reason=reason) for worker_id, reason in dead.items())
 
     def _has_judgement(self, now: float, clock_ahead: float) -> bool:
         """
@@ -156,46 +152,6 @@ class Upkeep:
         machine = self._machine
         living = self._database.read(lambda c: workers.find_on_machine(c, machine, except_of=self._supervisor_id))
         return [worker_id for worker_id, key in living if is_gone(key)]
-
-    def recover(
-        self, worker_id: str, *, reason: Ending, exit_code: int | None = None, signal: str | None = None
-    ) -> int:
-        """
-        Declare a worker dead and recover its runs, in one transaction, and tell it.
-
-        Args:
-            reason: "died" and "silent" cost each run an interruption, "drain" and "stopped" do not.
-            exit_code: Of a child that was reaped by its supervisor.
-            signal: Name of the signal that killed the child.
-
-        Returns:
-            How many runs were recovered.
-        """
-        was_reaped = exit_code is not None or signal is not None
-        declared, recovered = self._database.write(
-            lambda c: workers.recover(
-                c,
-                worker_id,
-                ending=_words(reason, exit_code, signal),
-                max_interruptions=self._settings.max_interruptions,
-                interrupts=reason in ("died", "silent"),
-                silent_for=self._settings.stale_threshold if reason == "silent" else None,
-            ),
-            rings=True,
-        )
-        for run in recovered:
-            self._emitter.emit(_event_of(run, worker_id, reason))
-        if declared or was_reaped:
-            self._emitter.emit(
-                events.WorkerExit(
-                    lost_worker=worker_id,
-                    exit_code=exit_code,
-                    signal=signal,
-                    reason=reason,
-                    recovered=len(recovered),
-                )
-            )
-        return len(recovered)
 
     def _purge(self) -> None:
         """Delete what is older than retain_runs, in small transactions, some at a time until none is due."""
@@ -225,36 +181,3 @@ class Upkeep:
                     error_type="UnknownJobs",
                 )
             )
-
-
-def _event_of(run: workers.RecoveredRun, worker_id: str, reason: Ending) -> events.Event:
-    """Describe a recovered run as its event: pending again, or failed as poison."""
-    if run.failed:
-        return events.RunFail(
-            run_id=run.id,
-            job_name=run.job_name,
-            labels=run.labels,
-            error=run.error or "",
-            error_type=workers.POISON,
-            failed_step=None,
-            duration=None,
-            attempt=run.attempt,
-            interruptions=run.interruptions,
-        )
-    return events.RunRecover(
-        run_id=run.id,
-        job_name=run.job_name,
-        labels=run.labels,
-        lost_worker=worker_id,
-        reason="drain" if reason == "stopped" else reason,
-        interruptions=run.interruptions,
-    )
-
-
-def _words(reason: Ending, exit_code: int | None, signal: str | None) -> str:
-    """Say how a worker ended, in words that follow "the last worker"."""
-    if reason != "died":
-        return _WORDS[reason]
-    if signal is not None:
-        return f"was killed by {signal}"
-    return _WORDS[reason] if exit_code is None else f"exited with code {exit_code}"

@@ -43,7 +43,7 @@ class Supervised:
         folder: Path,
         *options: str,
         app: Path = APP,
-        workers: int = 2,
+        workers: int | None = 2,
         url: str | None = None,
         prefix: tuple[str, ...] = (),
         **settings: Any,
@@ -51,11 +51,12 @@ class Supervised:
         self.url = url or databases().fresh_url(folder, "runs")
         self.journal = folder / "journal"
         self.journal.touch()
-        self._log = folder / "log.jsonl"
+        self._log = self._stdout = folder / "log.jsonl"
+        self._rotated: Path | None = None
         self._errors = folder / "errors"
         self._command = [
             *prefix, sys.executable, "-m", "durably.cli.main", "supervise", str(app),
-            "--dialect-url", self.url, "--workers", str(workers), *options,
+            "--dialect-url", self.url, *(() if workers is None else ("--workers", str(workers))), *options,
         ]  # fmt: skip
         self._environment = os.environ | {f"DURABLY_{k.upper()}": str(v) for k, v in settings.items()}
         self._environment |= {"JOURNAL": str(self.journal)}
@@ -64,8 +65,19 @@ class Supervised:
         self.client.migrate()
         self.process: psutil.Popen
 
+    def reads(self, log: Path) -> Self:
+        """Read the log there, where the supervisor was told to write it; also what was rotated to PATH.1."""
+        self._rotated, self._log = log.with_name(f"{log.name}.1"), log
+        return self
+
+    def within(self, group: Path) -> Self:
+        """Begin in a control group."""
+        join = 'echo $$ > "$0"/cgroup.procs && exec "$@"'
+        self._command = ["sh", "-c", join, str(group), *self._command]
+        return self
+
     def __enter__(self) -> Self:
-        with self._log.open("ab") as log, self._errors.open("ab") as errors:
+        with self._stdout.open("ab") as log, self._errors.open("ab") as errors:
             self.process = psutil.Popen(
                 self._command, stdout=log, stderr=errors, env=self._environment, stdin=subprocess.DEVNULL
             )
@@ -118,8 +130,16 @@ class Supervised:
 
     def lines(self) -> list[dict[str, Any]]:
         """Read the log so far."""
-        text = self._log.read_text(encoding="utf-8")
+        parts = [path for path in (self._rotated, self._log) if path is not None and path.is_file()]
+        text = "".join(path.read_text(encoding="utf-8") for path in parts)
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def lines_from(self, position: int) -> tuple[list[dict[str, Any]], int]:
+        """Read the whole lines of the log behind a position; give them and the position behind them."""
+        with self._log.open("rb") as log:
+            log.seek(position)
+            whole, newline, _ = log.read().rpartition(b"\n")
+        return [json.loads(line) for line in whole.splitlines()], position + len(whole) + len(newline)
 
     def events(self, event_type: str) -> list[dict[str, Any]]:
         """Read the log's lines of one event."""

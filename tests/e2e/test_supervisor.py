@@ -19,7 +19,7 @@ from sqlalchemy import make_url, text
 from durably import Supervisor, define_job
 from durably.apps import load_app
 from durably.store.workers import get_workers
-from durably.supervisor.children import Nursery
+from durably.supervisor.nursery import Nursery
 from durably.supervisor.supervisor import EXIT_FAILED, EXIT_KILLED
 from durably.testing.dialects.databases import databases
 from durably.testing.dialects.suite.support import eventually, stop_between_commits
@@ -331,8 +331,10 @@ def test_a_stopped_worker_is_killed_for_its_silence_and_its_run_resumes_elsewher
         run = supervised.client.get_run(run_id)
         assert run is not None
         assert run.output != pid_of(supervised, run_id)
-        (told,) = [line for line in supervised.events("supervisor:error") if line["context"] == "silent"]
-        assert "its stacks" in told["error"]
+        (told,) = supervised.events("worker:suspect")
+        assert told["reason"] == "silent"
+        assert "in stopped" in told["stacks"] or told["stacks"] == "it could not even write them"
+        assert [line for line in supervised.events("supervisor:error") if line["context"] == "silent"]
 
 
 # contract 166
@@ -469,7 +471,7 @@ def test_a_child_that_cannot_be_watched_does_not_live_on(tmp_path: Path, monkeyp
         raise OSError(errno.EMFILE, "too many open files")
 
     begun: list[int] = []
-    monkeypatch.setattr("durably.supervisor.children._handle_of", without_descriptors)
+    monkeypatch.setattr("durably.supervisor.nursery._handle_of", without_descriptors)
     nursery = Nursery(partial(load_app, str(client_app())), {}, until_idle=False)
     try:
         with pytest.raises(OSError, match="too many"):

@@ -13,7 +13,7 @@ import pytest
 
 from durably import Durably
 from durably.testing.dialects import databases
-from durably.testing.dialects.suite.support import AppMaker, Wrap, as_sync, eventually
+from durably.testing.dialects.suite.support import AppMaker, Lock, Wrap, as_sync, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -110,6 +110,13 @@ def make_app(url: str) -> Iterator[AppMaker]:
 def app(make_app: AppMaker) -> Durably:
     """One migrated instance."""
     return make_app()
+
+
+@pytest.fixture
+def locked(url: str) -> Lock:
+    """What keeps everybody else from writing, as often as it is called; without it the test is skipped."""
+    databases.databases().locked(url)  # here, before the test has begun anything
+    return lambda: databases.databases().locked(url)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import re
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import psutil
@@ -33,6 +34,9 @@ class AppMaker(Protocol):
     """Makes an instance on the test's database."""
 
     def __call__(self, *, migrated: bool = True, **settings: Any) -> Durably: ...
+
+
+Lock = Callable[[], AbstractContextManager[None]]
 
 
 def eventually(condition: Callable[[], T], timeout: float = 10.0) -> T:

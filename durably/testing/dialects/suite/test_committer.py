@@ -14,6 +14,7 @@ from durably.store.committer import Committer
 from durably.store.intents import Checkpoint, Claim, Completion, Intent
 from durably.testing.dialects.databases import databases
 from durably.testing.dialects.suite.support import (
+    Lock,
     add_worker,
     claim,
     count_writes,
@@ -116,13 +117,13 @@ def test_of_a_batch_with_one_culprit_only_the_culprit_gets_the_error(app: Durabl
 
 
 def test_a_lock_held_by_a_stranger_is_waited_out(
-    app: Durably, committer: Committer, outages: Outages, url: str, monkeypatch: pytest.MonkeyPatch
+    app: Durably, committer: Committer, outages: Outages, locked: Lock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # contract 155, 184
     databases().hurry(monkeypatch)
     app.database.close()
     _, ids = hold(app, 3)
-    with databases().locked(url):
+    with locked():
         committer.start()
         futures = submit(committer, *(checkpoint(i) for i in ids))
         assert outages.began.wait(10)
@@ -172,6 +173,20 @@ def test_a_claim_that_finds_nothing_the_second_time_does_not_hide_what_came_with
     assert [step.name for step in app.get_steps(ids[0])] == ["step"]
 
 
+def test_a_fault_of_ours_is_answered_to_those_who_wait_and_ends_no_writer(app: Durably, committer: Committer) -> None:
+    # contract 155
+    _, ids = hold(app, 3)
+
+    def spoil(_answer: Any, _error: BaseException | None) -> None:
+        raise ZeroDivisionError
+
+    committer.submit(checkpoint(ids[0]), spoil)
+    beside = submit(committer, checkpoint(ids[1]))[0]
+    committer.start()
+    assert beside.exception(10) is None or isinstance(beside.exception(), ZeroDivisionError)
+    assert submit(committer, checkpoint(ids[2]))[0].result(10) is None
+
+
 def test_closing_writes_what_was_handed_over(app: Durably, committer: Committer) -> None:
     # contract 149
     _, ids = hold(app, 20)
@@ -183,13 +198,13 @@ def test_closing_writes_what_was_handed_over(app: Durably, committer: Committer)
 
 
 def test_closing_with_the_database_away_gives_up_in_time_and_answers_everybody(
-    app: Durably, committer: Committer, outages: Outages, url: str, monkeypatch: pytest.MonkeyPatch
+    app: Durably, committer: Committer, outages: Outages, locked: Lock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # contract 155
     databases().hurry(monkeypatch)
     app.database.close()
     _, ids = hold(app, 2)
-    with databases().locked(url):
+    with locked():
         committer.start()
         futures = submit(committer, *(checkpoint(i) for i in ids))
         assert outages.began.wait(10)

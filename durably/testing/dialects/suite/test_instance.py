@@ -8,7 +8,7 @@ import pytest
 
 from durably import AsyncStep, DatabaseUnavailableError, Durably, StepContext, define_job
 from durably.testing.dialects.databases import databases
-from durably.testing.dialects.suite.support import AppMaker, Wrap, eventually, read
+from durably.testing.dialects.suite.support import AppMaker, Lock, Wrap, eventually, read
 
 
 def test_threads_and_loops_use_one_instance_at_once(app: Durably) -> None:
@@ -63,13 +63,13 @@ def test_an_async_job_may_await_a_child_on_the_workers_loop(make_app: AppMaker) 
 
 
 def test_a_call_gives_up_on_a_busy_database_after_its_timeout(
-    make_app: AppMaker, url: str, monkeypatch: pytest.MonkeyPatch
+    make_app: AppMaker, locked: Lock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # contract 183
     databases().hurry(monkeypatch)
     app = make_app(database_timeout=0.3)
     handle = app.register(define_job("job", lambda step, value: value))
-    with databases().locked(url):
+    with locked():
         # A libSQL server lets a writer wait for its turn and does not say so.
         with pytest.raises(DatabaseUnavailableError, match=r"(?i)lock|timed out") as refused:
             handle.trigger()

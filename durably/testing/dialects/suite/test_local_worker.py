@@ -35,6 +35,7 @@ from durably.supervisor.channel import encode
 from durably.testing.dialects.databases import databases
 from durably.testing.dialects.suite.support import (
     AppMaker,
+    Lock,
     Wrap,
     add_worker,
     eventually,
@@ -461,7 +462,9 @@ def test_the_last_progress_is_stored_however_threads_take_turns(app: Durably) ->
     assert {read(app, run).progress for run in runs} == {Progress(current=199)}
 
 
-def test_an_outage_is_told_once_and_ends_no_loop(make_app: AppMaker, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_is_told_once_and_ends_no_loop(
+    make_app: AppMaker, locked: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # contract 155, 184
     databases().hurry(monkeypatch)
     app = make_app(heartbeat_interval=30, stale_threshold=60)
@@ -476,7 +479,7 @@ def test_an_outage_is_told_once_and_ends_no_loop(make_app: AppMaker, url: str, m
     heard = hear(app, "worker:error")
     app.start()
     eventually(lambda: read(app, run).status == "running")
-    with databases().locked(url):
+    with locked():
         go_on.set()
         eventually(lambda: heard)
         time.sleep(0.3)
@@ -658,7 +661,7 @@ def test_a_checkpoint_that_the_database_refuses_for_a_while_fails_neither_step_n
 
 @pytest.mark.parametrize("trouble", ["locked", "refusing"])
 def test_a_stop_with_a_timeout_does_not_wait_for_a_database_that_takes_nothing(
-    url: str, either: Wrap, monkeypatch: pytest.MonkeyPatch, trouble: str
+    url: str, locked: Lock, either: Wrap, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     # contract 56, 158a
     databases().fill(url)
@@ -680,7 +683,7 @@ def test_a_stop_with_a_timeout_does_not_wait_for_a_database_that_takes_nothing(
     heard = hear(app)
     with contextlib.ExitStack() as over:
         if trouble == "locked":
-            over.enter_context(databases().locked(url))
+            over.enter_context(locked())
         else:
             sql(app, "ALTER TABLE durably_steps RENAME TO hidden")
             over.callback(sql, app, "ALTER TABLE hidden RENAME TO durably_steps")

@@ -32,6 +32,7 @@ from durably.store.intents import (
 from durably.testing.dialects.databases import databases
 from durably.testing.dialects.suite.support import (
     AppMaker,
+    Lock,
     Wrap,
     add_worker,
     claim,
@@ -393,7 +394,7 @@ def test_a_run_that_lost_too_many_workers_fails_with_the_count_and_the_last_endi
     (claimed,) = claim(app, worker)
     write(app, intents_of(claimed)[0])
     heard = hear(app)
-    make_upkeep(app).recover(worker, reason="died", signal="SIGKILL")
+    make_upkeep(app).recovery.recover(worker, reason="died", signal="SIGKILL")
     failed = read(app, run)
     assert (failed.status, failed.interruptions, failed.attempt) == ("failed", 6, 1)
     assert failed.error_type == "TooManyInterruptions"
@@ -686,7 +687,7 @@ def test_stop_ends_a_worker_that_is_just_changing_its_identity(make_app: AppMake
 
 
 def test_a_lost_worker_goes_on_although_the_database_is_away_as_it_changes_its_identity(
-    make_app: AppMaker, url: str, monkeypatch: pytest.MonkeyPatch
+    make_app: AppMaker, locked: Lock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # contract 59, 155
     databases().hurry(monkeypatch)
@@ -701,7 +702,7 @@ def test_a_lost_worker_goes_on_although_the_database_is_away_as_it_changes_its_i
 
     heard = hear(app)
     run = job.trigger()
-    unsubscribe = app.on("worker:stop", lambda _event: stranger.enter_context(databases().locked(url)))
+    unsubscribe = app.on("worker:stop", lambda _event: stranger.enter_context(locked()))
     app.start()
     recover(app, eventually(lambda: read(app, run).worker_id) or "")
     outage = eventually(lambda: [e for e in heard if e.type == "worker:error" and e.context == "database"])
@@ -744,7 +745,7 @@ def test_the_heartbeat_goes_on_while_a_job_blocks_the_event_loop_and_shows_it(ma
 
 
 def test_a_worker_cut_off_from_the_database_starts_no_step_until_a_heartbeat_is_accepted(
-    make_app: AppMaker, either: Wrap, url: str
+    make_app: AppMaker, either: Wrap, locked: Lock
 ) -> None:
     # contract 60, 155, 184
     app = make_app(**QUICK)
@@ -762,7 +763,7 @@ def test_a_worker_cut_off_from_the_database_starts_no_step_until_a_heartbeat_is_
     run = app.register(define_job("job", either(body))).trigger()
     app.start()
     assert begun.wait(10)
-    with databases().locked(url):
+    with locked():
         worker: Any = app.in_process._started
         eventually(lambda: worker._worker.is_cut_off)
         go_on.set()

@@ -1,0 +1,149 @@
+"""
+What a worker has timeouts for, and how much it has told, in memory that it shares with its supervisor.
+
+A worker in a C call that holds Python's lock can send nothing, and this is just when its supervisor has to know which
+step it is in. So the worker writes it down before the step begins, in a file that both have mapped: no system call, no
+thread of its own. The supervisor looks whenever it likes, also after the worker's death.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import tempfile
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from durably.worker.timeouts import Timed
+
+_PLACES: Final = 256
+"""Steps with a timeout that a worker can have in flight; of more, the last are bounded in its own process only."""
+_SEQUENCE: Final = struct.Struct("=Q")
+_DEADLINE: Final = struct.Struct("=d")
+_DEADLINES: Final = struct.Struct(f"={_PLACES}d")
+_LENGTH: Final = struct.Struct("=H")
+_LONGEST: Final = 2048 - _LENGTH.size  # a name of 255 characters takes 1,530 bytes at most, as JSON
+_RECORDS_AT: Final = _SEQUENCE.size + _DEADLINES.size
+_SIZE: Final = _RECORDS_AT + _PLACES * (_LONGEST + _LENGTH.size)
+_NONE: Final = 0.0
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _record_at(place: int) -> int:
+    return _RECORDS_AT + place * (_LONGEST + _LENGTH.size)
+
+
+def _deadline_at(place: int) -> int:
+    return _SEQUENCE.size + place * _DEADLINE.size
+
+
+class Board:
+    """
+    A supervisor's view of one worker's board, and the file behind it: half a megabyte.
+
+    The worker opens it by its name and removes the name, so that nothing stays behind when all are killed.
+
+    Raises:
+        OSError: There is no room for it.
+    """
+
+    def __init__(self) -> None:
+        descriptor, self.path = tempfile.mkstemp(prefix="durably-board-")
+        try:
+            _write_all(descriptor, bytes(_SIZE))  # or writing to what has no room on the disk would be a SIGBUS
+            self._memory = mmap.mmap(descriptor, _SIZE)
+        except BaseException:
+            Path(self.path).unlink()
+            raise
+        finally:
+            os.close(descriptor)
+
+    def last_sequence(self) -> int:
+        """Give the number of the last event that the worker has told, whether or not it has arrived."""
+        return int(_SEQUENCE.unpack_from(self._memory)[0])
+
+    def overdue(self, now: float) -> list[tuple[float, Timed]]:
+        """
+        List whose time is up.
+
+        Args:
+            now: Monotonic seconds.
+
+        Returns:
+            For how many seconds, and what it is; the longest first.
+        """
+        found = []
+        for place, at in enumerate(_DEADLINES.unpack_from(self._memory, _SEQUENCE.size)):
+            if _NONE < at <= now and (work := self._read(place, at)) is not None:
+                found.append((now - at, work))
+        return sorted(found, key=lambda entry: -entry[0])
+
+    def _read(self, place: int, at: float) -> Timed | None:
+        """Read an entry; None if its worker has changed it meanwhile, or was killed while it wrote."""
+        start = _record_at(place)
+        (length,) = _LENGTH.unpack_from(self._memory, start)
+        data = self._memory[start + _LENGTH.size : start + _LENGTH.size + length]
+        if _DEADLINE.unpack_from(self._memory, _deadline_at(place)) != (at,):
+            return None
+        try:
+            return Timed(**orjson.loads(data))
+        except (orjson.JSONDecodeError, TypeError):
+            return None
+
+    def close(self) -> None:
+        """Close it, and remove the name if the worker did not live to do it."""
+        self._memory.close()
+        with contextlib.suppress(OSError):
+            Path(self.path).unlink()
+
+
+class BoardWriter:
+    """
+    The worker's side: see `durably.worker.timeouts.Board`.
+
+    Args:
+        path: Of the supervisor's `Board`; it has no name afterwards.
+    """
+
+    def __init__(self, path: str) -> None:
+        with Path(path).open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), _SIZE)
+        Path(path).unlink()
+        self._lock = threading.Lock()
+        # Under the lock.
+        self._free = list(reversed(range(_PLACES)))
+
+    def note_sequence(self, sequence: int) -> None:
+        """Note the number of an event that is about to be sent."""
+        _SEQUENCE.pack_into(self._memory, 0, sequence)
+
+    def enter(self, work: Timed, at: float) -> int | None:
+        """Put *work* on the board; None if it is full. The deadline last: without it the entry does not count."""
+        data = orjson.dumps(asdict(work))
+        with self._lock:
+            if not self._free or len(data) > _LONGEST:
+                return None
+            place = self._free.pop()
+        start = _record_at(place)
+        _LENGTH.pack_into(self._memory, start, len(data))
+        self._memory[start + _LENGTH.size : start + _LENGTH.size + len(data)] = data
+        _DEADLINE.pack_into(self._memory, _deadline_at(place), at)
+        return place
+
+    def leave(self, place: int | None) -> None:
+        """Take an entry off the board."""
+        if place is not None:
+            _DEADLINE.pack_into(self._memory, _deadline_at(place), _NONE)
+            with self._lock:
+                self._free.append(place)

@@ -1,0 +1,101 @@
+"""The keeper's place: begun, followed when it dies, told what to recover, and let go at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from durably.supervisor.children import Slot
+from durably.supervisor.recoveries import Recoveries
+from durably.supervisor.respawn import pause_after
+
+if TYPE_CHECKING:
+    from durably.supervisor.children import Child
+    from durably.supervisor.nursery import Nursery
+    from durably.supervisor.voice import Voice
+
+_LAST_ORDERS_SECONDS: Final = 5.0
+
+
+class Keeping:
+    """
+    One supervisor's keeper, and what it has been ordered and has not confirmed.
+
+    Args:
+        nursery: Begins it.
+        voice: Tells.
+    """
+
+    def __init__(self, nursery: Nursery, voice: Voice) -> None:
+        self._nursery = nursery
+        self._voice = voice
+        self.slot: Final = Slot()
+        self.unrecovered: Final = Recoveries()
+        # When the last worker was gone; from then on the keeper has a bounded time for what is left.
+        self._gone_at: float | None = None
+
+    def begin(self, now: float) -> None:
+        """
+        Begin the first one.
+
+        Raises:
+            OSError: The system has no room for another process.
+        """
+        self.slot.child = self._nursery.begin(now, keeper=True)
+
+    def fill(self, now: float) -> None:
+        """Begin another, if there is none and it may begin."""
+        if self.slot.child is not None or now < self.slot.not_before:
+            return
+        try:
+            self.begin(now)
+        except OSError as error:
+            self.slot.not_before = now + self.slot.pause.next()
+            self._voice.report("fork", "error", f"no process could be begun: {error}")
+
+    def deadlines(self) -> list[float]:
+        """List when another may be begun, by the monotonic clock."""
+        return [self.slot.not_before] if self.slot.child is None else []
+
+    def ended(self, keeper: Child) -> None:
+        """Learn that it is gone."""
+        assert keeper is self.slot.child
+        self.slot.child = None
+
+    def follow(self, keeper: Child, how: str, now: float) -> None:
+        """Have another take its place, which gets all orders that this one has not confirmed."""
+        why = "" if keeper.failure is None else f" ({keeper.failure})"
+        self._voice.report("keeper", "warning", f"the keeper {how}{why}; another takes its place")
+        pause_after(self.slot, keeper, now)
+        self.unrecovered.send_again()
+
+    def order(self, now: float) -> None:
+        """Have it recover what dead workers held, and tell what it has not done in time."""
+        keeper = self.slot.child
+        if keeper is not None and keeper.has_begun:
+            self.unrecovered.send(keeper)
+        for death in self.unrecovered.overdue(now):
+            self._voice.report("recovery", "warning", death)
+
+    def let_go(self, now: float, *, has_begun: bool) -> tuple[bool, Child | None]:
+        """
+        Let it go when the last worker is gone and recovered; after five seconds in any case.
+
+        Args:
+            now: Monotonic seconds.
+            has_begun: Whether there ever were workers.
+
+        Returns:
+            Whether it is gone, and nothing is left to do; and itself, if it had to be killed now.
+        """
+        self._gone_at = self._gone_at or now
+        is_late = now >= self._gone_at + _LAST_ORDERS_SECONDS
+        keeper = self.slot.child
+        if keeper is None:
+            return not self.unrecovered or is_late, None
+        if not self.unrecovered or is_late or not has_begun:
+            assert keeper.orders is not None
+            keeper.orders.close()  # its end of file
+        if is_late and keeper.ending != "drain":
+            keeper.kill("drain", now)
+            return False, keeper
+        return False, None
