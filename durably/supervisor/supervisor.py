@@ -33,6 +33,7 @@ from durably.supervisor.pools import pools_of, warnings_about
 from durably.supervisor.respawn import Respawn
 from durably.supervisor.signals import SignalPipe
 from durably.supervisor.stacks import StacksOfAll
+from durably.supervisor.systemd import Systemd
 from durably.supervisor.voice import Voice
 from durably.telemetry import reopen_log
 
@@ -104,6 +105,7 @@ class Supervisor:
         self._memory: OutOfMemory
         self._keeping: Keeping
         self._health: Health | None = None
+        self._systemd: Systemd
         self._has_begun = False
         self._stopping: str | None = None
         self._exit_code = EXIT_CLEAN
@@ -151,6 +153,7 @@ class Supervisor:
         self._stacks = StacksOfAll(self._voice)
         self._memory = OutOfMemory()
         self._begin_health()
+        self._systemd = Systemd(self.report)
         self._signals.install()
         self._keeping.begin(time.monotonic())
 
@@ -182,6 +185,7 @@ class Supervisor:
             self._crew.tell_state(child)
         self._stacks.tell(now)
         self._tell_health(now)
+        self._tell_systemd(now)
         self._finish(now)
 
     @property
@@ -192,7 +196,7 @@ class Supervisor:
         """Wait for a child, a message, a signal or a deadline."""
         now = time.monotonic()
         living = self._nursery.living
-        deadlines = [now + _LONGEST_WAIT_SECONDS, *self._stacks.deadlines()]
+        deadlines = [now + _LONGEST_WAIT_SECONDS, *self._stacks.deadlines(), *self._systemd.deadlines()]
         for child in living:
             deadlines += child.deadlines()
         deadlines += self._crew.deadlines()
@@ -417,6 +421,16 @@ class Supervisor:
                 stopping=self._stopping,
                 inherited=lambda: [c for child in self._nursery.living for c in (child.channel, child.orders) if c],
             )
+
+    def _tell_systemd(self, now: float) -> None:
+        slots = self._crew.slots
+        self._systemd.tick(
+            now,
+            ready=sum(slot.child is not None and slot.child.state == "ready" for slot in slots),
+            workers=len(slots),
+            reloading=self._crew.is_reloading,
+            stopping=self._stopping,
+        )
 
     # --- the end --------------------------------------------------------------------------------------------
 
