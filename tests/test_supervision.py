@@ -208,6 +208,24 @@ def test_what_is_made_of_a_death(tmp_path: Path) -> None:
     assert ending_of(child(), None, "SIGKILL", memory) == "died", "each kill is counted once"
 
 
+def test_what_waits_for_an_event_loop_that_another_run_keeps_is_not_to_blame() -> None:
+    # contract 89d, 165b
+    memory = OutOfMemory(Path("/none"))
+    awaits, blocks = (3.0, Timed("one", 1, 1.0, on_loop=True)), (2.0, Timed("two", 1, 1.0, on_loop=True))
+    in_thread = (1.0, Timed("three", 1, 1.0))
+    for overdue, stuck_in, blamed, reason in (
+        ([awaits], None, [awaits], "timeout"),
+        ([awaits], "two", [], "hung"),
+        ([awaits, blocks], "two", [blocks], "timeout"),
+        ([awaits, in_thread], "two", [in_thread], "timeout"),
+        ([], "two", [], "timeout"),  # what was past its time has returned
+    ):
+        killed = child(ending="timeout", overdue=overdue, stuck_in=stuck_in)
+        assert killed.blamed == blamed
+        assert ending_of(killed, None, "SIGKILL", memory) == reason
+    assert ending_of(child(ending="silent", overdue=[awaits], stuck_in="two"), None, "SIGKILL", memory) == "silent"
+
+
 def test_where_nobody_counts_nothing_is_for_want_of_memory(tmp_path: Path) -> None:
     # contract 163b
     (tmp_path / "strange").write_bytes(b"\xff\xfe")

@@ -167,6 +167,13 @@ class Child:
         if self.board is not None:
             self.board_read_at, self.overdue = now, self.board.overdue(now)
 
+    @property
+    def blamed(self) -> list[tuple[float, Timed]]:
+        """What is overdue by its own doing: not what awaits on an event loop that another run's code keeps."""
+        return [
+            entry for entry in self.overdue if not entry[1].on_loop or self.stuck_in in (None, entry[1].run_id)
+        ]
+
     def lost_events(self) -> int:
         """Count what it has told and what has not arrived, after its death."""
         return 0 if self.board is None else max(0, self.board.last_sequence() - self.last_sequence)
