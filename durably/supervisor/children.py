@@ -208,6 +208,7 @@ class Slot:
         pool: Whose jobs its workers take.
         child: Who fills it.
         successor: Who will, once it is ready.
+        recycled: Who filled it before, and ends what it runs without hurry.
         deaths: Children in a row that died young.
         not_before: When it may be filled.
         pause: How the next wait grows while its children die young.
@@ -216,6 +217,7 @@ class Slot:
     pool: str = DEFAULT_POOL
     child: Child | None = None
     successor: Child | None = None
+    recycled: Child | None = None
     not_before: float = 0.0
     deaths: int = 0
     pause: Pause = field(default_factory=lambda: Pause(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))
