@@ -103,7 +103,7 @@ def test_an_entry_whose_writer_was_killed_half_way_is_passed_over(board: Board) 
     start = 8 + 256 * 8 + place * 2048
     writer._memory[start + 2 : start + 12] = b"x" * 10
     assert board.overdue(2.0) == []
-    struct.pack_into("=H", writer._memory, start, 60_000)
+    struct.pack_into("@H", writer._memory, start, 60_000)
     assert board.overdue(2.0) == []
 
 

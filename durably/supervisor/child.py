@@ -20,6 +20,7 @@ from durably.settings import change_settings
 from durably.supervisor.board import BoardWriter
 from durably.supervisor.channel import Channel, Outbox
 from durably.supervisor.stacks import write_stacks_on_signal
+from durably.telemetry import leave_log
 from durably.telemetry.stdlib import forward_standard_logging, forward_stdout
 from durably.worker.context import log_context
 from durably.worker.doorbell import Doorbell
@@ -62,7 +63,7 @@ class Plan:
         overrides: Settings that win over the application's own.
         channel: To the supervisor.
         orders: To the keeper; None for a worker.
-        inherited: Channels of others, of which a forked child closes its copies.
+        inherited: Called by a forked child, to close its copies of what the supervisor has of its children.
         doorbell: Both ends, as connections, which the plan keeps open.
         worker_id: The worker's, known to the supervisor before the fork; None for the keeper.
         pool: Whose jobs the worker takes.
@@ -77,7 +78,7 @@ class Plan:
     overrides: dict[str, Any]
     channel: Channel
     orders: Channel | None
-    inherited: tuple[Channel, ...]
+    inherited: tuple[Callable[[], None], ...]
     doorbell: Any
     worker_id: str | None
     pool: str
@@ -101,6 +102,7 @@ def run_child(plan: Plan) -> None:
     with contextlib.suppress(OSError):
         # For programs that jobs start: standard output is the log's, and takes nothing but its lines.
         os.dup2(2, 1)
+    leave_log()
     forward_standard_logging(outbox.send_record, lambda: {"process": me, **log_context()})
     forward_stdout(outbox.send_record, lambda: {"process": me, **log_context()})
     if url := plan.overrides.get("dialect_url"):
@@ -123,8 +125,8 @@ def run_child(plan: Plan) -> None:
 
 def _forget_the_supervisor(plan: Plan) -> None:
     """Drop what a fork has copied and only the supervisor may use, and take signals as a child does."""
-    for channel in plan.inherited:
-        channel.close()
+    for forget in plan.inherited:
+        forget()
     plan.channel.keep_writing_end()
     if plan.orders is not None:
         plan.orders.keep_reading_end()

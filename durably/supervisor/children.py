@@ -170,13 +170,21 @@ class Child:
     @property
     def blamed(self) -> list[tuple[float, Timed]]:
         """What is overdue by its own doing: not what awaits on an event loop that another run's code keeps."""
-        return [
-            entry for entry in self.overdue if not entry[1].on_loop or self.stuck_in in (None, entry[1].run_id)
-        ]
+        return [entry for entry in self.overdue if not entry[1].on_loop or self.stuck_in in (None, entry[1].run_id)]
 
     def lost_events(self) -> int:
         """Count what it has told and what has not arrived, after its death."""
         return 0 if self.board is None else max(0, self.board.last_sequence() - self.last_sequence)
+
+    def forget(self) -> None:
+        """Close what a fork has copied of it into another child."""
+        os.close(self.handle)
+        self.channel.close()
+        if self.orders is not None:
+            self.orders.close()
+        self.stacks.forget()
+        if self.board is not None:
+            self.board.forget()
 
     def bury(self) -> tuple[int | None, str | None]:
         """

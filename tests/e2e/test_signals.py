@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import threading
 import time
@@ -78,6 +79,21 @@ def test_a_reload_under_load_interrupts_and_loses_no_run_and_never_stands_still(
         assert len(supervised.ready_workers()) == 3, "the worker that SIGTTIN added is one of those replaced"
         completed = sorted(run.completed_at.timestamp() for run in ended if run.completed_at is not None)
         assert max(b - a for a, b in itertools.pairwise(completed)) < 1
+
+
+# contract 171b
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not tell what a process has open")
+def test_no_child_holds_the_log_file_or_what_belongs_to_another(tmp_path: Path) -> None:
+    log = tmp_path / "durably.log"
+    with Supervised(tmp_path, "--log-file", str(log), workers=3).reads(log) as supervised:
+        supervised.until_ready(3)
+        held = []
+        for child in supervised.children():
+            opened = {os.readlink(entry) for entry in Path(f"/proc/{child.pid}/fd").iterdir() if entry.is_symlink()}
+            assert str(log) not in opened
+            held += [name for name in opened if "durably-stacks-" in name or "durably-board-" in name]
+        assert len(held) == len(set(held)) == 4 + 3
+        assert not [name for name in held if "(deleted)" not in name], "nothing stays behind when all are killed"
 
 
 # contract 171b
