@@ -22,6 +22,7 @@ from durably.errors import (
     CheckpointError,
     ControlFlow,
     DuplicateStepError,
+    RunTimeoutError,
     StepTimeoutError,
     UsageError,
 )
@@ -195,6 +196,10 @@ class Execution:
         place = self.host.board.enter(timed, limit.at)
         try:
             value = yield Call(attempt.name, fn, args, limit)
+        except Exception as error:
+            if limit.is_reached() and not isinstance(error, (StepTimeoutError, RunTimeoutError)):
+                raise limit.error() from error
+            raise
         finally:
             self.host.board.leave(place)
         if limit.is_reached():
