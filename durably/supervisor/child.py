@@ -19,7 +19,7 @@ from durably.jobs import DEFAULT_POOL
 from durably.settings import change_settings
 from durably.supervisor.board import BoardWriter
 from durably.supervisor.channel import Channel, Outbox
-from durably.supervisor.stacks import write_stacks_on_signal
+from durably.supervisor.stacks import STACKS_SIGNAL, write_stacks_on_signal
 from durably.telemetry import leave_log
 from durably.telemetry.stdlib import forward_standard_logging, forward_stdout
 from durably.worker.context import log_context
@@ -48,7 +48,9 @@ EXIT_NO_DATABASE: Final = 6
 """The child could not begin because the database is away."""
 
 DRAIN_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
-"""From the supervisor to a worker: drain; release. Blocked while it forks, so that none is lost in between."""
+"""From the supervisor to a worker: drain; release."""
+BLOCKED_SIGNALS: Final = (*DRAIN_SIGNALS, STACKS_SIGNAL)
+"""While a child is begun, and until it takes them: so none is lost in between, or ends a spawned one."""
 CHECK_SIGNAL: Final = signal.SIGURG
 """From the supervisor to a worker: runs were cancelled, perhaps yours. Ignored by a process that does not know it."""
 
@@ -137,8 +139,8 @@ def _forget_the_supervisor(plan: Plan) -> None:
     # records is not inherited by programs that jobs start, as SIG_IGN would be.
     for number in (signal.SIGINT, *DRAIN_SIGNALS):
         signal.signal(number, lambda number, _frame: _early_signals.append(number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, DRAIN_SIGNALS)
     write_stacks_on_signal(plan.stacks)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_SIGNALS)
 
 
 # Signals that came before the worker could heed them.

@@ -15,7 +15,7 @@ from durably.ids import new_id
 from durably.jobs import DEFAULT_POOL
 from durably.supervisor.board import Board
 from durably.supervisor.channel import Channel
-from durably.supervisor.child import DRAIN_SIGNALS, Plan, run_child
+from durably.supervisor.child import BLOCKED_SIGNALS, Plan, run_child
 from durably.supervisor.children import Child
 from durably.supervisor.stacks import Stacks
 from durably.worker.doorbell import Doorbell
@@ -115,7 +115,7 @@ class Nursery:
         process = self._context.Process(target=run_child, args=(plan,), name="keeper" if keeper else "worker")
         if self.start_method == "fork":
             gc.freeze()  # the collector of a child would copy pages only to mark them
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, DRAIN_SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
         try:
             process.start()
         finally:

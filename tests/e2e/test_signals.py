@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import threading
 import time
@@ -89,7 +88,7 @@ def test_no_child_holds_the_log_file_or_what_belongs_to_another(tmp_path: Path) 
         supervised.until_ready(3)
         held = []
         for child in supervised.children():
-            opened = {os.readlink(entry) for entry in Path(f"/proc/{child.pid}/fd").iterdir() if entry.is_symlink()}
+            opened = {str(entry.readlink()) for entry in Path(f"/proc/{child.pid}/fd").iterdir() if entry.is_symlink()}
             assert str(log) not in opened
             held += [name for name in opened if "durably-stacks-" in name or "durably-board-" in name]
         assert len(held) == len(set(held)) == 4 + 3
