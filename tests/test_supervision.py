@@ -107,6 +107,19 @@ def test_an_entry_whose_writer_was_killed_half_way_is_passed_over(board: Board) 
     assert board.overdue(2.0) == []
 
 
+def test_what_a_worker_has_ended_before_it_was_killed_is_not_blamed(board: Board) -> None:
+    # contract 89d
+    writer = BoardWriter(board.path)
+    steps = [Timed("run 1", 1, 1.0, "one", 0, 1), Timed("run 1", 1, 1.0, "one", 0, 2), Timed("run 2", 1, 1.0)]
+    first, _, late = (writer.enter(step, at) for step, at in zip(steps, (1.0, 1.0, 9.0), strict=True))
+    killed = child(board=board, ending="timeout")
+    killed.look_at_board(2.0)
+    writer.leave(first)
+    killed.confirm_overdue()
+    assert killed.blamed == [(1.0, steps[1])], "nor what came to its time after the look"
+    assert late is not None
+
+
 def test_when_a_worker_has_done_enough() -> None:
     # contract 164b
     bounds = Bounds(runs=10, memory=100 << 20, age=60)

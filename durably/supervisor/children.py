@@ -167,6 +167,12 @@ class Child:
         if self.board is not None:
             self.board_read_at, self.overdue = now, self.board.overdue(now)
 
+    def confirm_overdue(self) -> None:
+        """Leave out, after its death, what it has still ended between the last look at its board and the kill."""
+        if self.board is not None:
+            unended = {work for _, work in self.board.overdue(_NEVER)}
+            self.overdue = [entry for entry in self.overdue if entry[1] in unended]
+
     @property
     def blamed(self) -> list[tuple[float, Timed]]:
         """What is overdue by its own doing: not what awaits on an event loop that another run's code keeps."""
@@ -202,6 +208,7 @@ class Child:
         if self.orders is not None:
             self.orders.close()
         self.stacks.close()
+        self.confirm_overdue()
         if self.board is not None:
             self.board.close()
         return (code, None) if code >= 0 else (None, _signal_name(-code))
