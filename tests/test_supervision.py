@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 import time
@@ -18,6 +19,7 @@ from durably.supervisor.deaths import OutOfMemory, ending_of
 from durably.supervisor.recycling import Bounds, draw_bounds, resident_memory
 from durably.supervisor.respawn import Respawn
 from durably.supervisor.suspicion import Evidence, Patience, Suspicion, suspect
+from durably.worker.lag import Lag
 from durably.worker.timeouts import Timed
 
 if TYPE_CHECKING:
@@ -59,6 +61,17 @@ def test_a_suspicion_is_ripe_after_the_stacks_have_had_their_time_and_only_once(
     assert [suspicion.is_ripe(now) for now in (100.0, 100.4, 100.5)] == [False, False, True]
     suspicion.is_told = True
     assert not suspicion.is_ripe(200.0)
+
+
+def test_a_prober_that_stood_still_itself_does_not_take_the_loop_for_stuck() -> None:
+    # contract 165a
+    loop = asyncio.new_event_loop()
+    lag = Lag(loop, longest=6.0)
+    assert [lag.probe(now) for now in (100.0, 105.0, 110.0)] == [0.0, 5.0, 10.0]
+    assert lag.probe(3_710.0) == 16.0, "paused for an hour, with all that is in its container"
+    loop.run_until_complete(asyncio.sleep(0))
+    assert [lag.probe(now) for now in (3_715.0, 3_720.0)] == [0.0, 5.0]
+    loop.close()
 
 
 @pytest.fixture
