@@ -945,7 +945,12 @@ def test_purge_deletes_what_ended_so_long_ago(run: Callable[..., Done], three_ru
 
 @pytest.mark.parametrize(
     ("arguments", "names"),
-    [(("--older-than", "long"), "older_than"), ((), "--older-than"), (("--older-than", "1h", "--limit", "0"), "limit")],
+    [
+        (("--older-than", "long"), "older_than"),
+        (("--older-than", "30"), "30d"),
+        ((), "--older-than"),
+        (("--older-than", "1h", "--limit", "0"), "limit"),
+    ],
 )
 def test_what_is_wrong_with_a_purge_is_one_line(
     run: Callable[..., Done], three_runs: list[str], arguments: tuple[str, ...], names: str

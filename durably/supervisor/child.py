@@ -114,6 +114,8 @@ def run_child(plan: Plan) -> None:
         app = plan.load()
         app.reconfigure(change_settings(app.settings, **plan.overrides))
         code = _run_keeper(plan, app, outbox) if plan.orders is not None else _run_worker(plan, app, outbox)
+        if not code:  # else a thread may be stuck in the database, and what it holds goes with the process
+            app.database.close()
     except BaseException as error:  # noqa: BLE001 - whatever kept the child from its work is told before it exits
         outbox.send_record(_boot_failure(error))
         code = EXIT_NO_DATABASE if isinstance(error, DatabaseUnavailableError) else EXIT_BOOT_FAILED

@@ -251,11 +251,15 @@ class Supervisor:
     def _drain(self, reason: str, now: float) -> None:
         if self._stopping is not None:
             return
+        if workers := self._crew.workers():
+            self._voice.note(
+                f"{reason}: {len(workers)} workers drain; runs that have not ended in "
+                f"{self._settings.drain_timeout:g} s go back at their next step boundary"
+            )
+        self._begin_stopping(reason, now)
+
+    def _begin_stopping(self, reason: str, now: float) -> None:
         self._stopping = reason
-        self._voice.note(
-            f"{reason}: {len(self._crew.workers())} workers drain; runs that have not ended in "
-            f"{self._settings.drain_timeout:g} s go back at their next step boundary"
-        )
         self._crew.close()
         self._crew.drain(now)
 
@@ -267,7 +271,8 @@ class Supervisor:
         self._crew.release(now)
 
     def _kill_workers(self, reason: str, now: float) -> None:
-        self._drain(reason, now)
+        if self._stopping is None:
+            self._begin_stopping(reason, now)
         workers = self._crew.workers()
         self._voice.note(f"{reason}: {len(workers)} workers are killed")
         self._crew.kill(now)
