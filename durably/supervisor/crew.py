@@ -138,6 +138,7 @@ class Crew:
             if predecessor is None:
                 continue
             if replacement is not None and replacement.why == "recycle":
+                slot.recycled = predecessor
                 predecessor.drain(now, self._settings().drain_timeout, _NEVER)
             else:
                 self._leaving.append(predecessor)
@@ -189,6 +190,8 @@ class Crew:
             child = slot.child
             if child is None or slot.successor is not None or child in due or child.state != "ready":
                 continue
+            if slot.recycled in self._nursery.living:
+                continue  # runs that take longer than a worker's life would gather more and more of them
             if reason := reason_to_replace(child, now):
                 self._voice.note(f"worker {child.id} (pid {child.pid}) is replaced: {reason}")
                 self._due.append(_Replacement(slot, child, "recycle"))

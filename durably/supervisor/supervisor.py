@@ -419,7 +419,7 @@ class Supervisor:
                 self._settings,
                 has_begun=self._has_begun,
                 stopping=self._stopping,
-                inherited=lambda: [c for child in self._nursery.living for c in (child.channel, child.orders) if c],
+                inherited=self._nursery.inherited,
             )
 
     def _tell_systemd(self, now: float) -> None:

@@ -473,6 +473,32 @@ def test_in_a_process_with_threads_it_spawns_instead_of_forking(tmp_path: Path, 
         other.join()
 
 
+# contract 171c
+def test_no_signal_ends_a_spawned_child_that_cannot_take_it_yet(tmp_path: Path) -> None:
+    release = threading.Event()
+    other = threading.Thread(target=release.wait, args=(60,))
+    other.start()
+    try:
+        client = Supervised(tmp_path)
+        supervisor = Supervisor(str(client_app()), dialect_url=client.url, workers=1, until_idle=True)
+        begun, ended = [], []
+
+        def send(event: Any) -> None:
+            if event.state == "starting":
+                begun.append(event.worker_pid)
+                os.kill(event.worker_pid, signal.SIGUSR2)
+
+        supervisor.on("worker:state", send)
+        supervisor.on("worker:exit", lambda event: ended.append(event.signal))
+        client.trigger("count", 1)
+        assert supervisor.run() == 0
+        assert (len(begun), ended) == (1, [None])
+        client.client.database.close()
+    finally:
+        release.set()
+        other.join()
+
+
 def test_a_worker_that_executes_a_run_alone_takes_no_other_workers_wake_up(tmp_path: Path) -> None:
     # contract 34, 67
     supervised = Supervised(tmp_path, "--concurrency", "4", polling_interval=5)
