@@ -1,5 +1,5 @@
 """
-`python -m tests.chaos --minutes 5 --dialect postgresql --seed 1`: kill, stop and hang real workers, and judge the outcome.
+`python -m tests.chaos --minutes 5 --dialect postgresql --seed 1`: kill, stop and hang real workers, and judge it.
 
 The schedule of faults comes from the seed alone and is repeated exactly; what each fault meets depends on the machine.
 Exit code 0 if every promise was kept, else 1; 2 for wrong usage.
@@ -127,7 +127,9 @@ def _run(plan: campaign.Plan, folder: Path, console: Console) -> campaign.Outcom
         task = progress.add_task("chaos", total=1.0, last="")
 
         def tell(share: float, what: str) -> None:
-            progress.update(task, completed=share, **({"last": what} if what else {}))
+            progress.update(task, completed=share)
+            if what:
+                progress.update(task, last=what)
 
         return campaign.run(plan, folder, tell)
 

@@ -1,4 +1,4 @@
-"""A campaign: families of processes under load, faults by a schedule, then quiet until all has ended, and its history."""
+"""A campaign: families of processes under load, faults by a schedule, then quiet until all has ended."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ SETTINGS: Final[dict[str, Any]] = {
     # So many deaths meet no run by chance, and poison not for long.
     "max_interruptions": 8,
 }
-# In a group with little memory a supervisor, its keeper and its workers must have room, and not one who devours.
 _SECONDS_TO_BEGIN, _SECONDS_TO_SETTLE, _SECONDS_TO_STOP = 30, 180, 30
 _LOOK_SECONDS: Final = 0.02
 

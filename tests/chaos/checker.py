@@ -1,9 +1,10 @@
 """
 Judges a campaign's history without asking durably: from the witnesses' lines, the tables' rows and the log.
 
-What it concludes from witnesses rests on one thing: a checkpoint's value names the generation and the execution that made
-it. So an execution whose checkpoint is in the table was in the right until the step's function had ended, and who began the
-step in a later generation did so although it had been committed. No clock but the host's monotonic one is compared.
+What it concludes from witnesses rests on one thing: a checkpoint's value names the generation and the execution that
+made it. So an execution whose checkpoint is in the table held its run until the step's function had ended, and one of a
+later generation that began the step did so although it had been committed. No clock but the host's monotonic one is
+compared.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ def check_checkpoints(history: History) -> Iterator[Violation]:
         if witness.what == "returned" and stored.get((witness.run, witness.step)) != witness.nonce:
             yield Violation("checkpoint", witness.run, f"step {witness.step}: what was returned is not what is stored")
     for each in history.asked:
-        run = history.runs.get(each.run)
-        if run is not None and run.status == "completed":
+        row = history.runs.get(each.run)
+        if row is not None and row.status == "completed":
             wanted = [stored.get((each.run, f"{n}")) for n in range(each.steps)]
-            if None in wanted or run.output["nonces"] != wanted:
+            if None in wanted or row.output["nonces"] != wanted:
                 yield Violation("checkpoint", each.run, "its output is not that of its checkpoints")
 
 
@@ -193,13 +194,13 @@ def check_counts(history: History) -> Iterator[Violation]:
 def check_workers(history: History) -> Iterator[Violation]:
     """Nobody is suspected who was neither stopped nor hung; no supervisor ends unasked, or badly."""
     hung = {witness.pid for witness in history.witnesses if witness.what == "hanging"}
-    stopped = {
-        pid for fault in history.faults if fault.kind.startswith(_SUSPECTED_IN_THE_RIGHT) for pid in fault.pids
-    }
+    stopped = {pid for fault in history.faults if fault.kind.startswith(_SUSPECTED_IN_THE_RIGHT) for pid in fault.pids}
     for name, log in history.logs.items():
         for event in log:
             if event["event"] == "worker:suspect" and event["worker_pid"] not in hung | stopped:
-                detail = f"worker {event['worker']} (pid {event['worker_pid']}): {event['reason']}, {event['seconds']} s"
+                detail = (
+                    f"worker {event['worker']} (pid {event['worker_pid']}): {event['reason']}, {event['seconds']} s"
+                )
                 yield Violation("suspect", name, detail)
     for what in history.gave_up:
         yield Violation("supervisor", what, "it ended unasked")

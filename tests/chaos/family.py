@@ -31,9 +31,7 @@ class Family:
         self.name = folder.name
         self.log = folder / "log.jsonl"
         # Gaps in the sequences of events show only if no level hides lines.
-        self.supervised = Supervised(
-            folder, "--log-level", "debug", app=_LOAD, workers=workers, url=url, **settings
-        )
+        self.supervised = Supervised(folder, "--log-level", "debug", app=_LOAD, workers=workers, url=url, **settings)
         if group is not None:
             self.supervised.within(group)
         self.is_down = True

@@ -51,7 +51,7 @@ class Kind:
         weight: How often it comes, in proportion.
         inflict: Does it; gives the processes that it hits.
         is_possible: Tells whether it is, on this database and this host.
-    """  # noqa: D205 - its name says it
+    """
 
     weight: int
     inflict: Callable[[Scene, Fault], list[int]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import random
@@ -58,9 +59,8 @@ class Feeder:
 
     def active(self) -> int:
         """Count the runs that are pending or running."""
-        with self._client.database.reading() as connection:
-            counting = text("SELECT count(*) FROM durably_runs WHERE status IN ('pending', 'running')")
-            return int(connection.execute(counting).scalar_one())
+        counting = text("SELECT count(*) FROM durably_runs WHERE status IN ('pending', 'running')")
+        return self._client.database.read(lambda connection: int(connection.execute(counting).scalar_one()))
 
     def _feed(self) -> None:
         try:
@@ -76,10 +76,8 @@ class Feeder:
         wanted = []
         while not self._special.empty():
             wanted.append(self._bad(self._special.get()))
-        try:
+        with contextlib.suppress(DatabaseUnavailableError):
             wanted += [self._ordinary() for _ in range(0 if is_over else self._backlog - self.active())]
-        except DatabaseUnavailableError:
-            pass
         if wanted:
             self._trigger(wanted)
 

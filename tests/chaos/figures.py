@@ -23,7 +23,8 @@ def figures_of(history: History, violations: list[Violation]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "runs triggered": len(history.asked),
         "runs completed": sum(run.status == "completed" for run in history.runs.values()),
-        "runs failed, as they were to": sum(each.fails_with is not None for each in history.asked),
+        "runs failed": sum(run.status == "failed" for run in history.runs.values()),
+        "runs that were to fail": sum(each.fails_with is not None for each in history.asked),
         "runs lost": broken["lost"],
         "claims": sum(run.generation for run in history.runs.values()),
         "interruptions": sum(run.interruptions for run in history.runs.values()),

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from sqlalchemy import Connection
+
     from durably import Durably
 
 
@@ -134,21 +136,24 @@ def read_witnesses(file: Path) -> list[Witness]:
 
 def read_tables(client: Durably) -> tuple[dict[str, StoredRun], list[Checkpoint]]:
     """Read past durably's own statements."""
+    return client.database.read(_read_tables)
+
+
+def _read_tables(connection: Connection) -> tuple[dict[str, StoredRun], list[Checkpoint]]:
     columns = "id, job_name, status, generation, interruptions, error_type, output"
-    with client.database.reading() as connection:
-        runs = {
-            row.id: StoredRun(
-                job=row.job_name,
-                status=row.status,
-                generation=row.generation,
-                interruptions=row.interruptions,
-                error_type=row.error_type,
-                output=_decoded(row.output),
-            )
-            for row in connection.execute(text(f"SELECT {columns} FROM durably_runs"))
-        }
-        steps = connection.execute(text("SELECT run_id, name, output FROM durably_steps WHERE status = 'completed'"))
-        return runs, [Checkpoint(run=row.run_id, step=row.name, output=_decoded(row.output)) for row in steps]
+    runs = {
+        row.id: StoredRun(
+            job=row.job_name,
+            status=row.status,
+            generation=row.generation,
+            interruptions=row.interruptions,
+            error_type=row.error_type,
+            output=_decoded(row.output),
+        )
+        for row in connection.execute(text(f"SELECT {columns} FROM durably_runs"))
+    }
+    steps = connection.execute(text("SELECT run_id, name, output FROM durably_steps WHERE status = 'completed'"))
+    return runs, [Checkpoint(run=row.run_id, step=row.name, output=_decoded(row.output)) for row in steps]
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The application under fire. Each thing that a job does leaves a line outside of the database, as `history` reads it."""
+"""The application under fire: what a job does leaves a line outside of the database, as `history` reads it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONG = 600
 
 
 def leave(what: str, run_id: str, generation: int, step: str = "-", nonce: str = "-") -> None:
-    """Write a line by one call: O_APPEND keeps those of several processes whole, and a kill comes before it or after."""
+    """Write a line by one call: O_APPEND keeps those of several processes whole; a kill comes before or after."""
     line = f"{what} {run_id} {generation} {step} {nonce} {os.getpid()} {time.monotonic()}\n"
     os.write(_witness, line.encode())
 
@@ -53,7 +53,7 @@ class Act:
         self._run_id, self._generation = run_id, generation
         self._seconds = plan["seconds"]
         self._dies = generation <= plan.get("deaths", 0) and n == plan["at"]
-        self._after = plan.get("after")
+        self._after: Any = plan.get("after")
 
     def __call__(self) -> dict[str, Any]:
         nonce = uuid4().hex[:16]

@@ -26,7 +26,9 @@ def check_transitions(history: History) -> Iterator[Violation]:
         if times > 1:
             yield Violation("transition", run, f"generation {generation} started {times} times")
         if run in history.runs and generation > history.runs[run].generation:
-            yield Violation("transition", run, f"generation {generation} started, {history.runs[run].generation} stored")
+            yield Violation(
+                "transition", run, f"generation {generation} started, {history.runs[run].generation} stored"
+            )
     ends: dict[tuple[str, int], list[str]] = defaultdict(list)
     terminal: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
     for event in events:
@@ -54,9 +56,7 @@ def _holder(event: dict[str, Any]) -> str | None:
     return lost
 
 
-def _check_terminal(
-    history: History, terminal: dict[str, list[tuple[str, int | None]]]
-) -> Iterator[Violation]:
+def _check_terminal(history: History, terminal: dict[str, list[tuple[str, int | None]]]) -> Iterator[Violation]:
     for run, told in terminal.items():
         if len(told) > 1:
             yield Violation("transition", run, f"it ended {len(told)} times")
