@@ -105,7 +105,7 @@ def run(plan: Plan, folder: Path, tell: Callable[[float, str], object] = lambda 
         feeder.stop()
         until(lambda: not _active(feeder), _SECONDS_TO_SETTLE)
         settled_after = time.monotonic() - began
-        gave_up += [family.name for family in families if family.has_ended_unasked()]
+        gave_up += [family.ending() for family in families if family.has_ended_unasked()]
         exit_codes = [family.stop(_SECONDS_TO_STOP) for family in families if not family.has_ended_unasked()]
         runs, checkpoints = read_tables(families[-1].supervised.client)
         witnesses = [each for family in families for each in read_witnesses(family.supervised.journal)]
@@ -140,7 +140,8 @@ def _inflict(
             tell(passed / seconds, fault.kind)
         for family in scene.families:
             if family.has_ended_unasked():
-                gave_up.append(family.name)
+                gave_up.append(family.ending())
+                family.is_down = True
                 family.begin()
         tell(passed / seconds, "")
         time.sleep(_LOOK_SECONDS)

@@ -37,6 +37,7 @@ class Family:
         self.is_down = True
         self._position = 0
         self._workers: set[int] = set()
+        self._started: set[int] = set()
         self._known: list[psutil.Process] = []
 
     @property
@@ -44,7 +45,9 @@ class Family:
         return int(self.supervised.process.pid)
 
     def begin(self) -> None:
-        """Begin its supervisor, once the last one is gone."""
+        """Begin its supervisor, once the last one is gone; if one is there, do nothing."""
+        if not self.is_down:
+            return
         if hasattr(self.supervised, "process"):
             with contextlib.suppress(psutil.TimeoutExpired):
                 self.supervised.process.wait(10)
@@ -53,6 +56,16 @@ class Family:
 
     def has_ended_unasked(self) -> bool:
         return not self.is_down and self.supervised.process.poll() is not None
+
+    def takes_signals(self) -> bool:
+        """Tell whether its supervisor has come so far."""
+        self._read()
+        return not self.is_down and self.pid in self._started
+
+    def ending(self) -> str:
+        """Tell how its supervisor ended."""
+        code = self.supervised.process.poll()
+        return f"{self.name}'s supervisor (pid {self.pid}), exit code {code}"
 
     def children(self) -> list[int]:
         """List the keeper and the workers that live."""
@@ -98,6 +111,7 @@ class Family:
             return
         lines, self._position = self.supervised.lines_from(self._position)
         self._workers |= {line["worker_pid"] for line in lines if line["event"] == "worker:state"}
+        self._started |= {line["process"]["pid"] for line in lines if line["event"] == "supervisor:start"}
 
 
 def until(condition: Callable[[], object], seconds: float, pause: float = 0.2) -> bool:

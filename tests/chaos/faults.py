@@ -153,6 +153,8 @@ def _kill_keeper(scene: Scene, fault: Fault) -> list[int]:
 
 def _kill_family(scene: Scene, fault: Fault) -> list[int]:
     family = scene.families[fault.family]
+    if family.is_down:
+        return []
     killed = send(signal.SIGKILL, family.members())
     family.is_down = True
     scene.later(fault.seconds * scene.silence, family.begin)
@@ -200,11 +202,12 @@ def _pause_family(scene: Scene, fault: Fault) -> list[int]:
 
 def _hup(scene: Scene, fault: Fault) -> list[int]:
     family = scene.families[fault.family]
-    if family.is_down:
+    # Before it takes signals, while Python imports it, this one ends it, as it ends any program.
+    if not family.takes_signals():
         return []
 
     def once_more() -> None:
-        if not family.is_down:
+        if family.takes_signals():
             send(signal.SIGHUP, [family.pid])
 
     for n in range(1, _HUPS):
