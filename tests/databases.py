@@ -199,6 +199,7 @@ _MAKERS: Final[dict[str, Callable[[], Databases]]] = {
     "libsql_server": libsql_server,
     "mariadb": mariadb,
 }
+NAMES: Final = tuple(_MAKERS)
 chosen = "sqlite"
 """This session's; set from the options."""
 _used: dict[str, Databases] = {}
@@ -211,6 +212,11 @@ def of(dialect: str) -> Any:
     if dialect not in _used:
         _used[dialect] = _MAKERS[dialect]()
     return _used[dialect]
+
+
+def maker_of(dialect: str) -> Callable[[], Databases]:
+    """Give what makes the databases of a dialect, by its name."""
+    return _MAKERS[dialect]
 
 
 _at_end: list[Callable[[], object]] = []

@@ -1,0 +1,1 @@
+"""A campaign of faults against real supervisors, and an independent judge of what they did."""
