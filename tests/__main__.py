@@ -50,9 +50,6 @@ MORE = (
 ON_OTHER_DIALECTS = {
     "postgresql": (
         *MORE,
-        f"{SUITE}/test_local_worker.py",
-        f"{SUITE}/test_queries.py",
-        f"{SUITE}/test_retention.py",
         f"{SUITE}/test_waiting.py",
         "--lives=20",
     ),

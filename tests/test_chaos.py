@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 IS_LONG = bool(os.environ.get("DURABLY_TEST_LONG"))
 SEED = int(os.environ.get("DURABLY_TEST_SEED", "20261126"))
 
-pytestmark = pytest.mark.own("sqlite", "postgresql", "libsql_server")
+pytestmark = pytest.mark.own("sqlite", "postgresql")
 
 
 @pytest.mark.timeout(3600 if IS_LONG else 300)

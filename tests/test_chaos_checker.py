@@ -288,6 +288,19 @@ def test_a_loss_that_was_counted_is_none_that_is_hidden() -> None:
     assert figures.figures_of(history, [])["events missing in sequences"] == 0  # nothing of it came later
 
 
+def test_a_keeper_that_is_heard_before_its_supervisor_leaves_no_gap() -> None:
+    log = Told()
+    log.tell(KEEPER, "worker:exit", lost_worker="of an earlier supervisor")
+    log.tell(SUPERVISOR, "supervisor:start")
+    log.tell(KEEPER, "worker:exit", lost_worker="another")
+    log.tell(SUPERVISOR, "supervisor:stop")
+    history = true_history()
+    history.logs = {"another family": log.events}
+    assert check(history) == []
+    del log.events[0]
+    assert "sequence" in {violation.promise for violation in check(history)}
+
+
 def test_recovery_is_counted_from_the_kill_to_the_next_call() -> None:
     assert figures.recoveries(true_history()) == {"kill-worker": [0.5]}
 

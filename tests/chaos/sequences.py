@@ -34,32 +34,32 @@ class Life(NamedTuple):
 
 def lives(log: list[dict[str, Any]]) -> list[Life]:
     """Split a family's log into those of its supervisors."""
-    parts: list[list[dict[str, Any]]] = []
+    parts: list[list[tuple[dict[str, Any], int]]] = []
     supervisor: int | None = None
+    # Over all of the log: a keeper that recovers at the start is heard before its supervisor tells of the start.
+    last: dict[int, int] = {}
     for event in log:
-        process = event["process"]
+        process, sequence = event["process"], event["sequence"]
         # Its first event may be another one than its start: an error of the start, say.
-        if process["role"] == "supervisor" and process["pid"] != supervisor and event["sequence"] == 1:
+        if process["role"] == "supervisor" and process["pid"] != supervisor and sequence == 1:
             supervisor = process["pid"]
             parts.append([])
-        if parts:
-            parts[-1].append(event)
+        if not parts:
+            parts.append([])
+        # A process begins at 1, also one with the number of an earlier one.
+        parts[-1].append((event, 1 if sequence == 1 else sequence - last.get(process["pid"], 0)))
+        last[process["pid"]] = sequence
     return [_measure(part) for part in parts]
 
 
-def _measure(events: list[dict[str, Any]]) -> Life:
-    last: dict[int, int] = {}
-    missing = counted = 0
-    is_ordered = True
-    for event in events:
-        pid, sequence = event["process"]["pid"], event["sequence"]
-        step = sequence - last.get(pid, 0)
-        is_ordered = is_ordered and step > 0
-        missing += max(0, step - 1)
-        last[pid] = sequence
-        if event["event"] == "supervisor:error" and event["context"] == "events-lost":
-            counted += count_of(event["error"])
-    return Life(missing, counted, any(e["event"] == "supervisor:stop" for e in events), is_ordered)
+def _measure(events: list[tuple[dict[str, Any], int]]) -> Life:
+    lost = [e for e, _ in events if e["event"] == "supervisor:error" and e["context"] == "events-lost"]
+    return Life(
+        missing=sum(max(0, step - 1) for _, step in events),
+        counted=sum(count_of(each["error"]) for each in lost),
+        is_whole=any(event["event"] == "supervisor:stop" for event, _ in events),
+        is_ordered=all(step > 0 for _, step in events),
+    )
 
 
 def count_of(error: str) -> int:
