@@ -78,6 +78,12 @@ def load_app(reference: str) -> Durably:
     module = _load_file(Path(place)) if place.endswith(".py") or "/" in place else _load_module(place)
     if attribute:
         found = getattr(module, attribute, None)
+        if found is None:
+            there = [name for name, value in vars(module).items() if isinstance(value, Durably)]
+            raise ValidationError(
+                "app",
+                f"{reference!r}: there is no {attribute!r} in it; Durably instances: {', '.join(there) or 'none'}",
+            )
         if not isinstance(found, Durably):
             raise ValidationError("app", f"{reference!r}: {attribute!r} is {found!r}, not a Durably instance")
         return found

@@ -54,7 +54,7 @@ ON_OTHER_DIALECTS = {
         f"{SUITE}/test_queries.py",
         f"{SUITE}/test_retention.py",
         f"{SUITE}/test_waiting.py",
-        "--lives=40",
+        "--lives=20",
     ),
     "libsql_file": CORE,
     "libsql_server": MORE,

@@ -9,7 +9,7 @@ from tests import databases
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "own(*dialects): about what is these dialects' own; run with one of them only")
-    if maker := config.getoption("--databases"):
+    if maker := config.getoption("--databases", None):
         databases.chosen = maker.rpartition(":")[2]
 
 

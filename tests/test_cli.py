@@ -363,6 +363,12 @@ def test_a_wrong_setting_in_an_application_is_named_with_its_place(run: Callable
     )
 
 
+def test_an_attribute_that_an_application_lacks_is_told_with_those_that_it_has(here: Path) -> None:
+    (here / "app.py").write_text("from durably import Durably\nshop = Durably('sqlite:///a.db')\n")
+    with pytest.raises(ValidationError, match=r"there is no 'nothing' in it; Durably instances: shop"):
+        load_app("app.py:nothing")
+
+
 def test_an_application_is_imported_anew_after_an_import_that_failed(here: Path) -> None:
     (here / "app.py").write_text("from durably import Durably\ndurably = Durably('sqlite:///a.db')\nnothing\n")
     for _ in range(2):
@@ -945,7 +951,12 @@ def test_purge_deletes_what_ended_so_long_ago(run: Callable[..., Done], three_ru
 
 @pytest.mark.parametrize(
     ("arguments", "names"),
-    [(("--older-than", "long"), "older_than"), ((), "--older-than"), (("--older-than", "1h", "--limit", "0"), "limit")],
+    [
+        (("--older-than", "long"), "older_than"),
+        (("--older-than", "30"), "30d"),
+        ((), "--older-than"),
+        (("--older-than", "1h", "--limit", "0"), "limit"),
+    ],
 )
 def test_what_is_wrong_with_a_purge_is_one_line(
     run: Callable[..., Done], three_runs: list[str], arguments: tuple[str, ...], names: str

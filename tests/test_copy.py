@@ -655,6 +655,9 @@ def test_the_command_refuses_with_the_exit_codes_of_the_others(source: Place, ta
     assert unknown.returncode == 2
     assert unknown.stderr.startswith("durably: from: no dialect for 'mysql'")
     assert command("--from", source.url).returncode == 2
+    nowhere = command("--from", "sqlite:////no/such/file.db", "--to", target.url)
+    assert (nowhere.returncode, "migrate" in nowhere.stderr) == (2, False)
+    assert "there is no such file" in nowhere.stderr
     add_worker(source.app)
     living = command("--from", source.url, "--to", target.url)
     assert (living.returncode, living.stderr.count("\n")) == (1, 1)

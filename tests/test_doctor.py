@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import sqlite3
 import sys
 import time
 from collections import namedtuple
@@ -387,3 +390,24 @@ def test_what_is_wrong_with_a_server_is_told_with_a_remedy(check: str, changes: 
     found = one([look(server) for look in looks], check)
     assert found.level == level
     assert found.remedy
+
+
+@pytest.mark.own("sqlite")
+def test_a_file_beside_the_wal_of_another_is_found_to_be_damaged(folder: Path, app: Durably, examine: Examine) -> None:
+    # contract 200
+    job = app.register(define_job("job", lambda step, input: input))
+    file = Path(str(make_url(app.database.dialect.safe_url).database))
+    wal = Path(f"{file}-wal")
+    with contextlib.closing(sqlite3.connect(file)) as stranger:  # while it is open, the WAL stays
+        for _ in range(2):
+            job.batch_trigger(range(100))
+            stranger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            shutil.copyfile(file, folder / "backup.db") if not (folder / "backup.db").exists() else None
+        job.batch_trigger(range(100))
+        shutil.copyfile(wal, folder / "left")
+        app.database.close()
+    shutil.copyfile(folder / "backup.db", file)
+    shutil.copyfile(folder / "left", wal)
+    code, found = examine()
+    assert code == 1
+    assert one(found, "integrity").level == "error"

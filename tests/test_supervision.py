@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 import time
@@ -18,6 +19,7 @@ from durably.supervisor.deaths import OutOfMemory, ending_of
 from durably.supervisor.recycling import Bounds, draw_bounds, resident_memory
 from durably.supervisor.respawn import Respawn
 from durably.supervisor.suspicion import Evidence, Patience, Suspicion, suspect
+from durably.worker.lag import Lag
 from durably.worker.timeouts import Timed
 
 if TYPE_CHECKING:
@@ -59,6 +61,17 @@ def test_a_suspicion_is_ripe_after_the_stacks_have_had_their_time_and_only_once(
     assert [suspicion.is_ripe(now) for now in (100.0, 100.4, 100.5)] == [False, False, True]
     suspicion.is_told = True
     assert not suspicion.is_ripe(200.0)
+
+
+def test_a_prober_that_stood_still_itself_does_not_take_the_loop_for_stuck() -> None:
+    # contract 165a
+    loop = asyncio.new_event_loop()
+    lag = Lag(loop, longest=6.0)
+    assert [lag.probe(now) for now in (100.0, 105.0, 110.0)] == [0.0, 5.0, 10.0]
+    assert lag.probe(3_710.0) == 16.0, "paused for an hour, with all that is in its container"
+    loop.run_until_complete(asyncio.sleep(0))
+    assert [lag.probe(now) for now in (3_715.0, 3_720.0)] == [0.0, 5.0]
+    loop.close()
 
 
 @pytest.fixture
@@ -103,8 +116,21 @@ def test_an_entry_whose_writer_was_killed_half_way_is_passed_over(board: Board) 
     start = 8 + 256 * 8 + place * 2048
     writer._memory[start + 2 : start + 12] = b"x" * 10
     assert board.overdue(2.0) == []
-    struct.pack_into("=H", writer._memory, start, 60_000)
+    struct.pack_into("@H", writer._memory, start, 60_000)
     assert board.overdue(2.0) == []
+
+
+def test_what_a_worker_has_ended_before_it_was_killed_is_not_blamed(board: Board) -> None:
+    # contract 89d
+    writer = BoardWriter(board.path)
+    steps = [Timed("run 1", 1, 1.0, "one", 0, 1), Timed("run 1", 1, 1.0, "one", 0, 2), Timed("run 2", 1, 1.0)]
+    first, _, late = (writer.enter(step, at) for step, at in zip(steps, (1.0, 1.0, 9.0), strict=True))
+    killed = child(board=board, ending="timeout")
+    killed.look_at_board(2.0)
+    writer.leave(first)
+    killed.confirm_overdue()
+    assert killed.blamed == [(1.0, steps[1])], "nor what came to its time after the look"
+    assert late is not None
 
 
 def test_when_a_worker_has_done_enough() -> None:
@@ -206,6 +232,24 @@ def test_what_is_made_of_a_death(tmp_path: Path) -> None:
     assert ending_of(child(), None, "SIGSEGV", memory) == "died"
     assert ending_of(child(), None, "SIGKILL", memory) == "out_of_memory"
     assert ending_of(child(), None, "SIGKILL", memory) == "died", "each kill is counted once"
+
+
+def test_what_waits_for_an_event_loop_that_another_run_keeps_is_not_to_blame() -> None:
+    # contract 89d, 165b
+    memory = OutOfMemory(Path("/none"))
+    awaits, blocks = (3.0, Timed("one", 1, 1.0, on_loop=True)), (2.0, Timed("two", 1, 1.0, on_loop=True))
+    in_thread = (1.0, Timed("three", 1, 1.0))
+    for overdue, stuck_in, blamed, reason in (
+        ([awaits], None, [awaits], "timeout"),
+        ([awaits], "two", [], "hung"),
+        ([awaits, blocks], "two", [blocks], "timeout"),
+        ([awaits, in_thread], "two", [in_thread], "timeout"),
+        ([], "two", [], "timeout"),  # what was past its time has returned
+    ):
+        killed = child(ending="timeout", overdue=overdue, stuck_in=stuck_in)
+        assert killed.blamed == blamed
+        assert ending_of(killed, None, "SIGKILL", memory) == reason
+    assert ending_of(child(ending="silent", overdue=[awaits], stuck_in="two"), None, "SIGKILL", memory) == "silent"
 
 
 def test_where_nobody_counts_nothing_is_for_want_of_memory(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def copy(
     with contextlib.ExitStack() as opened:
         for database in databases:
             opened.callback(database.close)
+        _refuse_missing(databases[0])
         try:
             with CopyBars() as bars:
                 done = copy_database(
@@ -75,6 +76,16 @@ def _open(option: str, url: str) -> "Database":
         return Database(load_settings(dialect_url=url))
     except ValidationError as error:
         raise ValidationError(option if error.field == "dialect_url" else error.field, error.message) from None
+
+
+def _refuse_missing(source: "Database") -> None:
+    """Refuse a file that is not there as a wrong URL: to migrate it, as others are told, would make an empty one."""
+    from durably.errors import SchemaOutdatedError, ValidationError
+
+    try:
+        source.dialect.check_reachable()
+    except SchemaOutdatedError:
+        raise ValidationError("from", f"{source.dialect.safe_url}: there is no such file") from None
 
 
 def _stale_threshold() -> float:

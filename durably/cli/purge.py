@@ -24,7 +24,7 @@ def purge(
     *,
     older_than: Annotated[
         str,
-        typer.Option(metavar="DURATION", show_default=False, help='Ended so long ago: seconds, or such as "30d".'),
+        typer.Option(metavar="DURATION", show_default=False, help='Ended so long ago, with a unit: "30d", "12h".'),
     ],
     limit: Annotated[
         int | None,
@@ -37,6 +37,12 @@ def purge(
     """Delete runs that ended long ago, the oldest first."""
     from durably.cli.application import database
     from durably.cli.output import emit, emit_json, say
+    from durably.errors import ValidationError
+
+    if older_than.strip().isdecimal():
+        # Seconds everywhere else; here, who means days would lose nearly everything.
+        message = f"{older_than} of what? Give a unit: {older_than}d, or {older_than}s"
+        raise ValidationError("older_than", message)
 
     purged, reported_at = 0, time.monotonic()
     with database(app, dialect_url) as durably:

@@ -111,7 +111,7 @@ def queues_table(found: "SystemStatus") -> "Table":
             text(queue.job_name),
             text(f"{queue.pending:,}"),
             text(spell_seconds(queue.oldest_seconds)),
-            text("" if queue.is_known else "no worker knows this job", "bold red"),
+            text("" if queue.is_known or not found.alive else "no worker knows this job", "bold red"),
         )
     return table
 

@@ -24,20 +24,35 @@ from durably.worker.timeouts import Timed
 
 _PLACES: Final = 256
 """Steps with a timeout that a worker can have in flight; of more, the last are bounded in its own process only."""
-_SEQUENCE: Final = struct.Struct("=Q")
-_DEADLINE: Final = struct.Struct("=d")
-_DEADLINES: Final = struct.Struct(f"={_PLACES}d")
-_LENGTH: Final = struct.Struct("=H")
+# Native: Python stores a number in one go then, and in any other format byte by byte.
+_SEQUENCE: Final = struct.Struct("@Q")
+_DEADLINE: Final = struct.Struct("@d")
+_DEADLINES: Final = struct.Struct(f"@{_PLACES}d")
+_LENGTH: Final = struct.Struct("@H")
 _LONGEST: Final = 2048 - _LENGTH.size  # a name of 255 characters takes 1,530 bytes at most, as JSON
 _RECORDS_AT: Final = _SEQUENCE.size + _DEADLINES.size
 _SIZE: Final = _RECORDS_AT + _PLACES * (_LONGEST + _LENGTH.size)
 _NONE: Final = 0.0
+_IN_MEMORY: Final = "/dev/shm"  # noqa: S108 - a file on a disk makes who writes to its mapping wait while the kernel writes it out
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _make(folder: str | None) -> tuple[str, mmap.mmap]:
+    """Make a board's file in a folder, by default that for temporary files; give its path, and map it."""
+    descriptor, path = tempfile.mkstemp(prefix="durably-board-", dir=folder)
+    try:
+        _write_all(descriptor, bytes(_SIZE))  # or writing to what has no room on the disk would be a SIGBUS
+        return path, mmap.mmap(descriptor, _SIZE)
+    except BaseException:
+        Path(path).unlink()
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _record_at(place: int) -> int:
@@ -59,15 +74,10 @@ class Board:
     """
 
     def __init__(self) -> None:
-        descriptor, self.path = tempfile.mkstemp(prefix="durably-board-")
         try:
-            _write_all(descriptor, bytes(_SIZE))  # or writing to what has no room on the disk would be a SIGBUS
-            self._memory = mmap.mmap(descriptor, _SIZE)
-        except BaseException:
-            Path(self.path).unlink()
-            raise
-        finally:
-            os.close(descriptor)
+            self.path, self._memory = _make(_IN_MEMORY)
+        except OSError:
+            self.path, self._memory = _make(None)
 
     def last_sequence(self) -> int:
         """Give the number of the last event that the worker has told, whether or not it has arrived."""
@@ -100,6 +110,10 @@ class Board:
             return Timed(**orjson.loads(data))
         except (orjson.JSONDecodeError, TypeError):
             return None
+
+    def forget(self) -> None:
+        """Close a forked child's copy; else what a dead worker had stays for as long as its siblings live."""
+        self._memory.close()
 
     def close(self) -> None:
         """Close it, and remove the name if the worker did not live to do it."""

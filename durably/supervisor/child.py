@@ -19,7 +19,8 @@ from durably.jobs import DEFAULT_POOL
 from durably.settings import change_settings
 from durably.supervisor.board import BoardWriter
 from durably.supervisor.channel import Channel, Outbox
-from durably.supervisor.stacks import write_stacks_on_signal
+from durably.supervisor.stacks import STACKS_SIGNAL, write_stacks_on_signal
+from durably.telemetry import leave_log
 from durably.telemetry.stdlib import forward_standard_logging, forward_stdout
 from durably.worker.context import log_context
 from durably.worker.doorbell import Doorbell
@@ -47,7 +48,9 @@ EXIT_NO_DATABASE: Final = 6
 """The child could not begin because the database is away."""
 
 DRAIN_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
-"""From the supervisor to a worker: drain; release. Blocked while it forks, so that none is lost in between."""
+"""From the supervisor to a worker: drain; release."""
+BLOCKED_SIGNALS: Final = (*DRAIN_SIGNALS, STACKS_SIGNAL)
+"""While a child is begun, and until it takes them: so none is lost in between, or ends a spawned one."""
 CHECK_SIGNAL: Final = signal.SIGURG
 """From the supervisor to a worker: runs were cancelled, perhaps yours. Ignored by a process that does not know it."""
 
@@ -62,7 +65,7 @@ class Plan:
         overrides: Settings that win over the application's own.
         channel: To the supervisor.
         orders: To the keeper; None for a worker.
-        inherited: Channels of others, of which a forked child closes its copies.
+        inherited: Called by a forked child, to close its copies of what the supervisor has of its children.
         doorbell: Both ends, as connections, which the plan keeps open.
         worker_id: The worker's, known to the supervisor before the fork; None for the keeper.
         pool: Whose jobs the worker takes.
@@ -77,7 +80,7 @@ class Plan:
     overrides: dict[str, Any]
     channel: Channel
     orders: Channel | None
-    inherited: tuple[Channel, ...]
+    inherited: tuple[Callable[[], None], ...]
     doorbell: Any
     worker_id: str | None
     pool: str
@@ -101,6 +104,7 @@ def run_child(plan: Plan) -> None:
     with contextlib.suppress(OSError):
         # For programs that jobs start: standard output is the log's, and takes nothing but its lines.
         os.dup2(2, 1)
+    leave_log()
     forward_standard_logging(outbox.send_record, lambda: {"process": me, **log_context()})
     forward_stdout(outbox.send_record, lambda: {"process": me, **log_context()})
     if url := plan.overrides.get("dialect_url"):
@@ -110,6 +114,8 @@ def run_child(plan: Plan) -> None:
         app = plan.load()
         app.reconfigure(change_settings(app.settings, **plan.overrides))
         code = _run_keeper(plan, app, outbox) if plan.orders is not None else _run_worker(plan, app, outbox)
+        if not code:  # else a thread may be stuck in the database, and what it holds goes with the process
+            app.database.close()
     except BaseException as error:  # noqa: BLE001 - whatever kept the child from its work is told before it exits
         outbox.send_record(_boot_failure(error))
         code = EXIT_NO_DATABASE if isinstance(error, DatabaseUnavailableError) else EXIT_BOOT_FAILED
@@ -123,8 +129,8 @@ def run_child(plan: Plan) -> None:
 
 def _forget_the_supervisor(plan: Plan) -> None:
     """Drop what a fork has copied and only the supervisor may use, and take signals as a child does."""
-    for channel in plan.inherited:
-        channel.close()
+    for forget in plan.inherited:
+        forget()
     plan.channel.keep_writing_end()
     if plan.orders is not None:
         plan.orders.keep_reading_end()
@@ -135,8 +141,8 @@ def _forget_the_supervisor(plan: Plan) -> None:
     # records is not inherited by programs that jobs start, as SIG_IGN would be.
     for number in (signal.SIGINT, *DRAIN_SIGNALS):
         signal.signal(number, lambda number, _frame: _early_signals.append(number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, DRAIN_SIGNALS)
     write_stacks_on_signal(plan.stacks)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_SIGNALS)
 
 
 # Signals that came before the worker could heed them.

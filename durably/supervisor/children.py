@@ -167,9 +167,30 @@ class Child:
         if self.board is not None:
             self.board_read_at, self.overdue = now, self.board.overdue(now)
 
+    def confirm_overdue(self) -> None:
+        """Leave out, after its death, what it has still ended between the last look at its board and the kill."""
+        if self.board is not None:
+            unended = {work for _, work in self.board.overdue(_NEVER)}
+            self.overdue = [entry for entry in self.overdue if entry[1] in unended]
+
+    @property
+    def blamed(self) -> list[tuple[float, Timed]]:
+        """What is overdue by its own doing: not what awaits on an event loop that another run's code keeps."""
+        return [entry for entry in self.overdue if not entry[1].on_loop or self.stuck_in in (None, entry[1].run_id)]
+
     def lost_events(self) -> int:
         """Count what it has told and what has not arrived, after its death."""
         return 0 if self.board is None else max(0, self.board.last_sequence() - self.last_sequence)
+
+    def forget(self) -> None:
+        """Close what a fork has copied of it into another child."""
+        os.close(self.handle)
+        self.channel.close()
+        if self.orders is not None:
+            self.orders.close()
+        self.stacks.forget()
+        if self.board is not None:
+            self.board.forget()
 
     def bury(self) -> tuple[int | None, str | None]:
         """
@@ -187,6 +208,7 @@ class Child:
         if self.orders is not None:
             self.orders.close()
         self.stacks.close()
+        self.confirm_overdue()
         if self.board is not None:
             self.board.close()
         return (code, None) if code >= 0 else (None, _signal_name(-code))
@@ -201,6 +223,7 @@ class Slot:
         pool: Whose jobs its workers take.
         child: Who fills it.
         successor: Who will, once it is ready.
+        recycled: Who filled it before, and ends what it runs without hurry.
         deaths: Children in a row that died young.
         not_before: When it may be filled.
         pause: How the next wait grows while its children die young.
@@ -209,6 +232,7 @@ class Slot:
     pool: str = DEFAULT_POOL
     child: Child | None = None
     successor: Child | None = None
+    recycled: Child | None = None
     not_before: float = 0.0
     deaths: int = 0
     pause: Pause = field(default_factory=lambda: Pause(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS))

@@ -138,6 +138,7 @@ class Crew:
             if predecessor is None:
                 continue
             if replacement is not None and replacement.why == "recycle":
+                slot.recycled = predecessor
                 predecessor.drain(now, self._settings().drain_timeout, _NEVER)
             else:
                 self._leaving.append(predecessor)
@@ -170,6 +171,15 @@ class Crew:
         present = [(slot, slot.successor or slot.child) for slot in self.slots]
         self._due = [_Replacement(slot, child, "reload") for slot, child in present if child is not None]
 
+    @property
+    def is_reloading(self) -> bool:
+        """Whether somebody is still to be replaced by a reload, or to leave."""
+        expected = list(self._due)
+        if (begun := self._under_way) is not None and begun.slot in self.slots and begun.slot.successor is not None:
+            expected.append(begun)
+        is_expected = any(replacement.why == "reload" for replacement in expected)
+        return is_expected or any(child in self._nursery.living for child in self._leaving)
+
     def recycle(self, now: float) -> None:
         """Have those replaced that have done enough."""
         if not self._is_open or now < self._looked_at + _SECONDS_BETWEEN_LOOKS:
@@ -180,6 +190,8 @@ class Crew:
             child = slot.child
             if child is None or slot.successor is not None or child in due or child.state != "ready":
                 continue
+            if slot.recycled in self._nursery.living:
+                continue  # runs that take longer than a worker's life would gather more and more of them
             if reason := reason_to_replace(child, now):
                 self._voice.note(f"worker {child.id} (pid {child.pid}) is replaced: {reason}")
                 self._due.append(_Replacement(slot, child, "recycle"))

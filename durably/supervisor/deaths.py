@@ -72,8 +72,10 @@ def ending_of(child: Child, exit_code: int | None, signal_name: str | None, memo
         signal_name: Of the signal that killed it.
         memory: Asked if somebody else has sent a SIGKILL.
     """
-    if child.ending == "silent" and child.overdue:
+    if child.ending == "silent" and child.blamed:
         return "timeout"  # silent, because what has overrun holds Python's lock: the others are not to blame
+    if child.ending == "timeout" and child.overdue and not child.blamed:
+        return "hung"  # what has overrun awaits on an event loop that another run's code keeps
     if child.ending != "died":
         return child.ending
     if exit_code == 0:

@@ -67,19 +67,20 @@ class Guard:
             self._end(child, found[1], overdue[0][1] if overdue and found[0] == "timeout" else None, now)
 
     def _overdue(self, child: Child, now: float) -> list[tuple[float, Timed]]:
-        """Look at a worker's board, but no more often than is of use."""
+        """Look at a worker's board, but no more often than is of use; give what is overdue by its own doing."""
         if child.board is None:
             return []
         if now >= child.board_read_at + _SECONDS_BETWEEN_BOARDS:
             child.board_read_at, child.overdue = now, child.board.overdue(now)
-        return child.overdue
+        return child.blamed
 
     def _end(self, child: Child, seconds: float, work: Timed | None, now: float) -> None:
         """Tell what a child is suspected of, and begin its end."""
         assert child.suspicion is not None
         reason = child.suspicion.reason
-        stacks = child.stacks.read()[-_MOST_STACKS:] or "it could not even write them"
-        what = f"child {child.id} (pid {child.pid}) " + _WORDS[reason].format(seconds)
+        stacks = child.stacks.read()[-_MOST_STACKS:] or "(none: it could not even write them)"
+        who = "the keeper" if child.is_keeper else f"worker {child.id}"
+        what = f"{who} (pid {child.pid}) " + _WORDS[reason].format(seconds)
         if child.is_keeper:
             self._voice.report("silent", "error", f"{what} and is killed; its stacks:\n{stacks}")
             child.kill("silent", now)

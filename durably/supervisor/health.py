@@ -23,7 +23,7 @@ from durably.supervisor.healthchild import HealthPlan, run_health
 from durably.supervisor.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from durably import events
     from durably.client import Durably
@@ -112,7 +112,7 @@ class Health:
         *,
         has_begun: bool,
         stopping: str | None,
-        inherited: Callable[[], Iterable[Channel]],
+        inherited: Callable[[], tuple[Callable[[], None], ...]],
     ) -> None:
         """
         Begin the server where there is none, log what it says, and tell it everything once a second; never waits.
@@ -123,14 +123,14 @@ class Health:
             settings: Of them what bounds the time between two looks for work.
             has_begun: Whether workers are begun.
             stopping: Why the supervisor stops; None if it does not.
-            inherited: Lists the channels of which a forked server closes its copies; a spawned one inherits none.
+            inherited: Lists what a forked server calls to close its copies; a spawned one inherits nothing.
         """
         if self._server is not None and self._server.is_gone():
             self._bury(now)
         if self._server is None:
             if now < self._not_before:
                 return
-            self._begin(now, tuple(inherited()) if self._forks else ())
+            self._begin(now, inherited() if self._forks else ())
         server = self._server
         if server is None:
             return
@@ -151,7 +151,7 @@ class Health:
             self._server = None
         self._listener.close()
 
-    def _begin(self, now: float, inherited: tuple[Channel, ...]) -> None:
+    def _begin(self, now: float, inherited: tuple[Callable[[], None], ...]) -> None:
         orders, channel = Channel(self._context), Channel(self._context)
         plan = HealthPlan(
             load=self._load,

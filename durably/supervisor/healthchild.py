@@ -22,6 +22,7 @@ from durably.events import Process
 from durably.settings import change_settings
 from durably.supervisor.channel import Channel, Outbox
 from durably.supervisor.probes import Answers, Server, Snapshot
+from durably.telemetry import leave_log
 from durably.telemetry.stdlib import forward_standard_logging
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class HealthPlan:
         overrides: Settings that win over the application's own.
         orders: From the supervisor: its snapshots.
         channel: To the supervisor: log lines.
-        inherited: Channels of others, of which a forked child closes its copies.
+        inherited: Called by a forked process, to close its copies of what the supervisor has of its children.
         listener: Where requests come.
     """
 
@@ -54,14 +55,14 @@ class HealthPlan:
     overrides: dict[str, Any]
     orders: Channel
     channel: Channel
-    inherited: tuple[Channel, ...]
+    inherited: tuple[Callable[[], None], ...]
     listener: socket.socket
 
 
 def run_health(plan: HealthPlan) -> None:
     """Answer until the supervisor is gone; ends the process."""
-    for channel in plan.inherited:
-        channel.close()
+    for forget in plan.inherited:
+        forget()
     plan.orders.keep_reading_end()
     plan.channel.keep_writing_end()
     signal.set_wakeup_fd(-1)
@@ -69,6 +70,7 @@ def run_health(plan: HealthPlan) -> None:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.dup2(2, 1)  # standard output is the log's
+    leave_log()
     outbox = Outbox(plan.channel)
     me = Process(host=socket.gethostname(), pid=os.getpid(), role="supervisor")
     forward_standard_logging(outbox.send_record, lambda: {"process": me})

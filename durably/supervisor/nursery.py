@@ -15,7 +15,7 @@ from durably.ids import new_id
 from durably.jobs import DEFAULT_POOL
 from durably.supervisor.board import Board
 from durably.supervisor.channel import Channel
-from durably.supervisor.child import DRAIN_SIGNALS, Plan, run_child
+from durably.supervisor.child import BLOCKED_SIGNALS, Plan, run_child
 from durably.supervisor.children import Child
 from durably.supervisor.stacks import Stacks
 from durably.worker.doorbell import Doorbell
@@ -96,12 +96,13 @@ class Nursery:
         orders = made(Channel(self._context)) if keeper else None
         stacks = made(Stacks())
         board = None if keeper else made(Board())
+        mine = (stacks.forget, *(() if board is None else (board.forget,)))
         plan = Plan(
             load=self._load,
             overrides=self._overrides,
             channel=channel,
             orders=orders,
-            inherited=self._channels_of_others(),
+            inherited=(*self.inherited(), *mine) if self.start_method == "fork" else (),
             doorbell=self._pipe(pool),
             worker_id=None if keeper else child_id,
             pool=pool,
@@ -114,7 +115,7 @@ class Nursery:
         process = self._context.Process(target=run_child, args=(plan,), name="keeper" if keeper else "worker")
         if self.start_method == "fork":
             gc.freeze()  # the collector of a child would copy pages only to mark them
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, DRAIN_SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
         try:
             process.start()
         finally:
@@ -143,11 +144,9 @@ class Nursery:
             heard_at=now,
         )
 
-    def _channels_of_others(self) -> tuple[Channel, ...]:
-        """List what a fork copies; a spawned child inherits nothing."""
-        if self.start_method != "fork":
-            return ()
-        return tuple(c for child in self.living for c in (child.channel, child.orders) if c is not None)
+    def inherited(self) -> tuple[Callable[[], None], ...]:
+        """List what closes the copies that a fork makes of what the supervisor has of each child."""
+        return tuple(child.forget for child in self.living)
 
     def close(self) -> None:
         """Free the doorbells."""

@@ -68,7 +68,7 @@ class Recoveries:
             exit_code,
             signal,
             culprit=child.stuck_in if reason == "hung" else None,
-            overdue=[_failure(child.id, since, work, now) for since, work in child.overdue if is_blamed],
+            overdue=[_failure(child.id, since, work, now) for since, work in child.blamed if is_blamed],
             died_at=now,
         )
 

@@ -45,6 +45,10 @@ class Stacks:
         """Read what the child has written since, a megabyte at most; empty if nothing."""
         return os.pread(self._descriptor, _MOST_BYTES, self._skipped).decode(errors="replace")
 
+    def forget(self) -> None:
+        """Close a forked child's copy."""
+        os.close(self._descriptor)
+
     def close(self) -> None:
         """Close it, and remove the name if the child did not live to do it."""
         os.close(self._descriptor)

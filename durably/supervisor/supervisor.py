@@ -33,6 +33,7 @@ from durably.supervisor.pools import pools_of, warnings_about
 from durably.supervisor.respawn import Respawn
 from durably.supervisor.signals import SignalPipe
 from durably.supervisor.stacks import StacksOfAll
+from durably.supervisor.systemd import Systemd
 from durably.supervisor.voice import Voice
 from durably.telemetry import reopen_log
 
@@ -104,6 +105,7 @@ class Supervisor:
         self._memory: OutOfMemory
         self._keeping: Keeping
         self._health: Health | None = None
+        self._systemd: Systemd
         self._has_begun = False
         self._stopping: str | None = None
         self._exit_code = EXIT_CLEAN
@@ -151,6 +153,7 @@ class Supervisor:
         self._stacks = StacksOfAll(self._voice)
         self._memory = OutOfMemory()
         self._begin_health()
+        self._systemd = Systemd(self.report)
         self._signals.install()
         self._keeping.begin(time.monotonic())
 
@@ -182,6 +185,7 @@ class Supervisor:
             self._crew.tell_state(child)
         self._stacks.tell(now)
         self._tell_health(now)
+        self._tell_systemd(now)
         self._finish(now)
 
     @property
@@ -192,7 +196,7 @@ class Supervisor:
         """Wait for a child, a message, a signal or a deadline."""
         now = time.monotonic()
         living = self._nursery.living
-        deadlines = [now + _LONGEST_WAIT_SECONDS, *self._stacks.deadlines()]
+        deadlines = [now + _LONGEST_WAIT_SECONDS, *self._stacks.deadlines(), *self._systemd.deadlines()]
         for child in living:
             deadlines += child.deadlines()
         deadlines += self._crew.deadlines()
@@ -251,11 +255,15 @@ class Supervisor:
     def _drain(self, reason: str, now: float) -> None:
         if self._stopping is not None:
             return
+        if workers := self._crew.workers():
+            self._voice.note(
+                f"{reason}: {len(workers)} workers drain; runs that have not ended in "
+                f"{self._settings.drain_timeout:g} s go back at their next step boundary"
+            )
+        self._begin_stopping(reason, now)
+
+    def _begin_stopping(self, reason: str, now: float) -> None:
         self._stopping = reason
-        self._voice.note(
-            f"{reason}: {len(self._crew.workers())} workers drain; runs that have not ended in "
-            f"{self._settings.drain_timeout:g} s go back at their next step boundary"
-        )
         self._crew.close()
         self._crew.drain(now)
 
@@ -267,7 +275,8 @@ class Supervisor:
         self._crew.release(now)
 
     def _kill_workers(self, reason: str, now: float) -> None:
-        self._drain(reason, now)
+        if self._stopping is None:
+            self._begin_stopping(reason, now)
         workers = self._crew.workers()
         self._voice.note(f"{reason}: {len(workers)} workers are killed")
         self._crew.kill(now)
@@ -410,8 +419,18 @@ class Supervisor:
                 self._settings,
                 has_begun=self._has_begun,
                 stopping=self._stopping,
-                inherited=lambda: [c for child in self._nursery.living for c in (child.channel, child.orders) if c],
+                inherited=self._nursery.inherited,
             )
+
+    def _tell_systemd(self, now: float) -> None:
+        slots = self._crew.slots
+        self._systemd.tick(
+            now,
+            ready=sum(slot.child is not None and slot.child.state == "ready" for slot in slots),
+            workers=len(slots),
+            reloading=self._crew.is_reloading,
+            stopping=self._stopping,
+        )
 
     # --- the end --------------------------------------------------------------------------------------------
 

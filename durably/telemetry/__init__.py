@@ -6,7 +6,7 @@ worker's process calls `forward_standard_logging` and `forward_stdout`: what it 
 of its events. The schema of the lines is in `durably.telemetry.schema`.
 """
 
-from durably.telemetry.log import Form, configure_log, ensure_log, get_logger, lost_lines, reopen_log
+from durably.telemetry.log import Form, configure_log, ensure_log, get_logger, leave_log, lost_lines, reopen_log
 from durably.telemetry.relay import LogRelay
 from durably.telemetry.stdlib import (
     ForwardingHandler,
@@ -25,6 +25,7 @@ __all__ = [
     "forward_standard_logging",
     "forward_stdout",
     "get_logger",
+    "leave_log",
     "lost_lines",
     "reopen_log",
 ]

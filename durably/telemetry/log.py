@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Form = Literal["auto", "json", "console"]
 _FORMS: Final = ("auto", "json", "console")
+_STDERR: Final = 2
 # Owned by `configure_log`: where this process's lines go; None before its first call.
 _writer: LineWriter | None = None
 # The file that it writes to, if it was given by its path.
@@ -72,6 +73,16 @@ def reopen_log() -> Path | None:
     if _writer is not None and _file is not None:
         _writer.move_to(_open(_file))
     return _file
+
+
+def leave_log() -> None:
+    """
+    Give up, in a forked child, the log's file: what the child writes there goes to standard error from now on.
+
+    It would be held open when it has been rotated away, for as long as the child lives.
+    """
+    if _writer is not None and _file is not None:
+        _writer.divert_to(_STDERR)
 
 
 def _open(path: Path) -> TextIO:

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 # Name without its prefix, help, labels.
 _COUNTERS: Final = (
-    ("runs_started", "Runs that workers have begun to execute, again after each interruption", ("job",)),
-    ("runs", "Runs that ended here, by how", ("job", "status")),
-    ("runs_released", "Runs that a stopping worker handed back", ("job",)),
-    ("runs_recovered", "Runs whose worker was lost, and that are pending again", ("job", "reason")),
-    ("steps", "Steps that were executed, by how they ended", ("job", "status")),
+    ("runs_started", "Runs that workers have begun to execute, again after each interruption", ("job_name",)),
+    ("runs", "Runs that ended here, by how", ("job_name", "status")),
+    ("runs_released", "Runs that a stopping worker handed back", ("job_name",)),
+    ("runs_recovered", "Runs whose worker was lost, and that are pending again", ("job_name", "reason")),
+    ("steps", "Steps that were executed, by how they ended", ("job_name", "status")),
     ("worker_restarts", "Workers that ended while the supervisor was not stopping", ("reason",)),
     ("events_lost", "Events of children that never came", ()),
 )
 _HISTOGRAMS: Final = (
-    ("run_wait_seconds", "Time from pending to begun", ("job",)),
-    ("run_seconds", "Duration of an execution that completed or failed", ("job",)),
+    ("run_wait_seconds", "Time from pending to begun", ("job_name",)),
+    ("run_seconds", "Duration of an execution that completed or failed", ("job_name",)),
 )
 
 
@@ -120,9 +120,9 @@ def _of_database(status: SystemStatus) -> Iterator[Metric]:
     oldest = [((queue.job_name,), queue.oldest_seconds) for queue in queues]
     unknown = [((queue.job_name,), float(queue.pending)) for queue in queues if not queue.is_known]
     workers = {"alive": len(status.alive), "silent": len(status.silent)}
-    yield _gauge("runs_pending", "Runs that wait, by job; at most 100,000 are counted", pending, "job")
-    yield _gauge("oldest_pending_seconds", "How long the run that waits longest has waited, by job", oldest, "job")
-    yield _gauge("runs_unknown_job", "Runs that wait for a worker that knows their job", unknown, "job")
+    yield _gauge("runs_pending", "Runs that wait, by job; at most 100,000 are counted", pending, "job_name")
+    yield _gauge("oldest_pending_seconds", "How long the run that waits longest has waited, by job", oldest, "job_name")
+    yield _gauge("runs_unknown_job", "Runs that wait for a worker that knows their job", unknown, "job_name")
     yield _gauge("runs_running", "Runs that are being executed", [((), status.counts["running"])])
     yield _gauge(
         "runs_waiting_for_key", "Runs whose concurrency key another run holds", [((), status.waiting_for_keys)]

@@ -56,6 +56,12 @@ class LineWriter:
             if before is not None:
                 before.close()
 
+    def divert_to(self, descriptor: int) -> None:
+        """Have what is written to the stream's descriptor go to another, in this process."""
+        if self._stream is not None:
+            with contextlib.suppress(OSError, ValueError):  # a process without standard error, or a closed stream
+                os.dup2(descriptor, self._stream.fileno(), inheritable=False)
+
     @property
     def lost(self) -> int:
         """How many lines the stream did not take, or not to their end."""

@@ -22,10 +22,11 @@ from durably.errors import (
     CheckpointError,
     ControlFlow,
     DuplicateStepError,
+    RunTimeoutError,
     StepTimeoutError,
     UsageError,
 )
-from durably.jobs import Job, check_name, result_codec
+from durably.jobs import Job, check_name, is_async_callable, result_codec
 from durably.settings import parse_timeout
 from durably.store.intents import Checkpoint, Fenced, StepFailure, Verdict
 from durably.worker.failure import describe
@@ -183,10 +184,22 @@ class Execution:
     ) -> Generator[Request, Any, Any]:
         """Have the step's function called; what it returns when its time is up comes too late."""
         limit = Limit(attempt.began + seconds, partial(StepTimeoutError, attempt.name, seconds))
-        timed = Timed(self.run.id, self.run.generation, seconds, attempt.name, attempt.index, attempt.number)
+        timed = Timed(
+            self.run.id,
+            self.run.generation,
+            seconds,
+            attempt.name,
+            attempt.index,
+            attempt.number,
+            on_loop=is_async_callable(fn),
+        )
         place = self.host.board.enter(timed, limit.at)
         try:
             value = yield Call(attempt.name, fn, args, limit)
+        except Exception as error:
+            if limit.is_reached() and not isinstance(error, (StepTimeoutError, RunTimeoutError)):
+                raise limit.error() from error
+            raise
         finally:
             self.host.board.leave(place)
         if limit.is_reached():

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 Mode = Literal["working", "draining", "releasing", "lost"]
 _CLOSING_SECONDS: Final = 5.0
 _STUCK_SECONDS: Final = 1.0
+_LATE_SECONDS: Final = 1.0
+"""How late the pulse may come and count nevertheless."""
 # A worker looks by itself all the same, but seldom: for a host whose keeper has died and cannot be replaced.
 _POLLS_LEFT_TO_THE_KEEPER: Final = 10
 
@@ -176,7 +178,7 @@ class Worker:
         """
         self._loop = asyncio.get_running_loop()
         self._loop.set_task_factory(make_task)
-        self._lag = Lag(self._loop)
+        self._lag = Lag(self._loop, self._settings.heartbeat_interval + _LATE_SECONDS)
         # Of no run: each run's task begins with a copy, so that nothing of the run before it is in its context.
         self._context = contextvars.copy_context()
         self._thread_id = threading.get_ident()

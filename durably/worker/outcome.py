@@ -83,7 +83,7 @@ def _put_on_board(execution: Execution) -> int | None:
     run, limit, timeout = execution.run, execution.time.limit, execution.job.timeout
     if limit is None or timeout is None:
         return None
-    return execution.host.board.enter(Timed(run.id, run.generation, timeout), limit.at)
+    return execution.host.board.enter(Timed(run.id, run.generation, timeout, on_loop=execution.job.is_async), limit.at)
 
 
 async def _call(execution: Execution, executors: Executors) -> Any:

@@ -149,7 +149,8 @@ class Step(_Context):
                 except DatabaseUnavailableError as error:
                     return asyncio.run_coroutine_threadsafe(host.keep_writing(intent, error), self._loop).result()
             case Hold():
-                while self._execution.host.is_cut_off and not self.cancelled.wait(_HOLD_SECONDS):
+                host, time = self._execution.host, self._execution.time
+                while host.is_cut_off and not time.is_up() and not self.cancelled.wait(_HOLD_SECONDS):
                     pass
         return None
 

@@ -121,6 +121,7 @@ class Timed:
     Args:
         timeout: Seconds.
         step_name: None for the run; then so are its index and attempt.
+        on_loop: Whether it is a coroutine, which may be late because something else keeps the event loop.
     """
 
     run_id: str
@@ -129,6 +130,7 @@ class Timed:
     step_name: str | None = None
     step_index: int | None = None
     attempt: int | None = None
+    on_loop: bool = False
 
 
 class Board(Protocol):

@@ -81,8 +81,8 @@ class Upkeep:
         """
         if now >= self._next_recovery:
             self._next_recovery = now + self._settings.heartbeat_interval
+            self._try("upkeep", self._database.upkeep)  # first, for it says best what is wrong with a database
             self._try("recovery", lambda: self.recover_stale(now))
-            self._try("upkeep", self._database.upkeep)
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + _HOUSEKEEPING_SECONDS
             self._next_purge = now

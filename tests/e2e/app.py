@@ -123,3 +123,9 @@ async def flood(step: AsyncStep, count: int) -> int:
     for n in range(count):
         await step.run(f"{n}", lambda: "x" * 8000)
     return count
+
+
+@durably.job("long")
+def long(step: StepContext, length: int) -> str:
+    """Return a text so long."""
+    return "x" * length

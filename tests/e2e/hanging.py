@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -72,6 +73,14 @@ def overlong(step: StepContext, kind: str) -> None:
     step.run("before", lambda: None)
     note(step.run_id, "overrunning")
     hang(kind)
+
+
+@durably.job("await-briefly")
+async def await_briefly(step: AsyncStep, seconds: float) -> str:
+    """Await in a step with a timeout, which it would keep if the event loop were its own."""
+    note(step.run_id, "awaiting")
+    await step.run("awaits", asyncio.sleep, seconds, timeout=2 * seconds)
+    return "in time"
 
 
 @durably.job("late")

@@ -242,13 +242,13 @@ def test_a_server_that_is_killed_is_replaced_and_has_forgotten_nothing(tmp_path:
         url = url_of(supervised)
         supervised.until_ready(2)
         supervised.trigger("count", 2, 2, 2)
-        eventually(lambda: value(metrics(url), "durably_runs_total", job="count", status="completed") == 3)
+        eventually(lambda: value(metrics(url), "durably_runs_total", job_name="count", status="completed") == 3)
         first = eventually(lambda: server_of(supervised))
         assert first is not None
         workers = supervised.ready_workers()
         first.kill()
         second = successor_of(first, supervised)
-        assert value(metrics(url), "durably_runs_total", job="count", status="completed") == 3
+        assert value(metrics(url), "durably_runs_total", job_name="count", status="completed") == 3
         (told,) = [e for e in supervised.events("supervisor:error") if e["context"] == "health"]
         assert "was killed by signal 9" in told["error"]
         assert supervised.ready_workers() == workers
@@ -305,22 +305,22 @@ def test_metrics_count_what_was_done_and_tell_what_waits(tmp_path: Path) -> None
         supervised.until_ready(2)
         supervised.trigger("count", 2, 3)
         supervised.trigger("nobody knows", 1, 2, 3)
-        eventually(lambda: value(metrics(url), "durably_runs_total", job="count", status="completed") == 2)
+        eventually(lambda: value(metrics(url), "durably_runs_total", job_name="count", status="completed") == 2)
         series = metrics(url)
-        assert value(series, "durably_runs_started_total", job="count") == 2
-        assert value(series, "durably_steps_total", job="count", status="completed") == 5
-        assert value(series, "durably_run_seconds_count", job="count") == 2
-        assert value(series, "durably_run_seconds_bucket", job="count", le="+Inf") == 2
-        assert value(series, "durably_run_seconds_bucket", job="count", le="3600.0") == 2
-        assert 0.05 <= (value(series, "durably_run_seconds_sum", job="count") or 0) < 60
-        assert value(series, "durably_run_wait_seconds_count", job="count") == 2
+        assert value(series, "durably_runs_started_total", job_name="count") == 2
+        assert value(series, "durably_steps_total", job_name="count", status="completed") == 5
+        assert value(series, "durably_run_seconds_count", job_name="count") == 2
+        assert value(series, "durably_run_seconds_bucket", job_name="count", le="+Inf") == 2
+        assert value(series, "durably_run_seconds_bucket", job_name="count", le="3600.0") == 2
+        assert 0.05 <= (value(series, "durably_run_seconds_sum", job_name="count") or 0) < 60
+        assert value(series, "durably_run_wait_seconds_count", job_name="count") == 2
         assert value(series, "durably_workers", state="ready") == 2
         assert value(series, "durably_slots") == 4
         assert value(series, "durably_database_up") == 1
-        eventually(lambda: value(metrics(url), "durably_runs_pending", job="nobody knows") == 3)
+        eventually(lambda: value(metrics(url), "durably_runs_pending", job_name="nobody knows") == 3)
         series = metrics(url)
-        assert value(series, "durably_runs_unknown_job", job="nobody knows") == 3
-        assert (value(series, "durably_oldest_pending_seconds", job="nobody knows") or 0) > 0
+        assert value(series, "durably_runs_unknown_job", job_name="nobody knows") == 3
+        assert (value(series, "durably_oldest_pending_seconds", job_name="nobody knows") or 0) > 0
         assert value(series, "durably_database_workers", state="alive") == 2
 
 
@@ -335,7 +335,7 @@ def test_killed_workers_and_recovered_runs_are_counted_by_reason(tmp_path: Path)
         assert held is not None
         os.kill(supervised.ready_workers()[str(held.worker_id)], signal.SIGKILL)
         eventually(lambda: value(metrics(url), "durably_worker_restarts_total", reason="died") == 1)
-        eventually(lambda: value(metrics(url), "durably_runs_recovered_total", job="wait", reason="died") == 1)
+        eventually(lambda: value(metrics(url), "durably_runs_recovered_total", job_name="wait", reason="died") == 1)
 
 
 def test_metrics_come_in_the_form_that_is_asked_for(tmp_path: Path) -> None:

@@ -82,6 +82,19 @@ def test_a_step_that_cannot_be_cancelled_fails_with_its_timeout_and_costs_nobody
         assert (gone["lost_worker"], gone["reason"]) == (suspected["worker"], "timeout")
 
 
+def test_a_step_that_is_late_because_another_run_keeps_the_event_loop_is_not_to_blame(tmp_path: Path) -> None:
+    # contract 89d, 165b
+    with Supervised(tmp_path, app=HANGING, workers=1, hang_threshold=2, **QUICK) as supervised:
+        supervised.until_ready(1)
+        (awaiting,) = supervised.trigger("await-briefly", 0.5)
+        eventually(lambda: [awaiting, "awaiting"] in [note[:2] for note in supervised.notes()])
+        (culprit,) = supervised.trigger("hang-once", "sleep")
+        ended = [supervised.client.wait_for_run(run, timeout=30) for run in (awaiting, culprit)]
+        assert [(run.output, run.interruptions) for run in ended] == [("in time", 0), ("sleep", 1)]
+        (gone,) = eventually(lambda: [e for e in supervised.events("worker:exit") if e["signal"]])
+        assert gone["reason"] == "hung"
+
+
 def test_a_run_that_overruns_its_jobs_timeout_between_steps_fails_and_is_not_resumed(tmp_path: Path) -> None:
     # contract 89b, 89d
     with Supervised(tmp_path, app=HANGING, workers=1, **QUICK) as supervised:

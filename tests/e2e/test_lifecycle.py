@@ -146,6 +146,20 @@ def test_recycling_waits_for_a_run_without_a_step_boundary(tmp_path: Path) -> No
         assert gone["reason"] == "stopped"
 
 
+# contract 164b
+def test_workers_that_are_recycled_and_still_run_something_do_not_pile_up(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"max_worker_age": 1, "drain_timeout": 0.1, "concurrency": 1}
+    with Supervised(tmp_path, workers=1, **settings) as supervised:
+        supervised.until_ready(1)
+        finish(supervised, supervised.trigger("stubborn", 6, 6, 6))
+        living: set[str] = set()
+        most = 0
+        for event in supervised.events("worker:state"):
+            (living.discard if event["state"] == "exited" else living.add)(event["worker"])
+            most = max(most, len(living))
+        assert most == 2
+
+
 # contract 164b, 169
 def test_a_worker_that_drains_without_hurry_is_ended_in_time_when_its_supervisor_stops(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_worker_age": 1, "drain_timeout": 0.3, "kill_timeout": 0.3}

@@ -81,6 +81,21 @@ def test_a_reload_under_load_interrupts_and_loses_no_run_and_never_stands_still(
 
 
 # contract 171b
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not tell what a process has open")
+def test_no_child_holds_the_log_file_or_what_belongs_to_another(tmp_path: Path) -> None:
+    log = tmp_path / "durably.log"
+    with Supervised(tmp_path, "--log-file", str(log), workers=3).reads(log) as supervised:
+        supervised.until_ready(3)
+        held = []
+        for child in supervised.children():
+            opened = {str(entry.readlink()) for entry in Path(f"/proc/{child.pid}/fd").iterdir() if entry.is_symlink()}
+            assert str(log) not in opened
+            held += [name for name in opened if "durably-stacks-" in name or "durably-board-" in name]
+        assert len(held) == len(set(held)) == 4 + 3
+        assert not [name for name in held if "(deleted)" not in name], "nothing stays behind when all are killed"
+
+
+# contract 171b
 def test_sigusr1_reopens_the_log_file_that_was_rotated_and_loses_no_line(tmp_path: Path) -> None:
     log, rotated = tmp_path / "durably.log", tmp_path / "durably.log.1"
     supervised = Supervised(tmp_path, "--log-file", str(log), workers=1).reads(log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import psutil
 import pytest
 from sqlalchemy import make_url, text
 
-from durably import Supervisor, define_job
+from durably import DatabaseUnavailableError, Durably, Supervisor, define_job
 from durably.apps import load_app
 from durably.store.workers import get_workers
 from durably.supervisor.nursery import Nursery
@@ -133,6 +134,21 @@ def test_sigterm_lets_a_held_run_end_and_claims_nothing_more(tmp_path: Path) -> 
         (late,) = supervised.trigger("count", 1)
         assert supervised.wait() == 0
         assert status_of(supervised, late) == "pending"
+
+
+# contract 189a
+@pytest.mark.own("sqlite")
+def test_a_clean_stop_leaves_all_in_the_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    with Supervised(tmp_path, "--until-idle") as supervised:
+        ids = supervised.trigger("count", 3, 3)
+        supervised.client.database.close()
+        assert supervised.wait() == 0
+        file = str(make_url(supervised.url).database)
+        assert not Path(f"{file}-wal").exists()
+        shutil.copyfile(file, tmp_path / "copy.db")
+    copy = Durably(f"sqlite:///{tmp_path / 'copy.db'}")
+    assert {run.status for run in map(copy.get_run, ids) if run} == {"completed"}
+    copy.database.close()
 
 
 # contract 158, 169
@@ -294,17 +310,29 @@ def test_what_a_program_prints_that_a_job_starts_does_not_get_between_the_logs_l
 
 # contract 189
 @pytest.mark.own("sqlite", "libsql_file")
-def test_a_database_file_that_is_removed_under_a_supervisor_is_told(tmp_path: Path) -> None:
+def test_a_database_file_that_is_removed_under_a_supervisor_is_told_and_nothing_goes_on_without_it(
+    tmp_path: Path,
+) -> None:
     with Supervised(tmp_path, heartbeat_interval=0.2, stale_threshold=5) as supervised:
         supervised.until_ready(2)
+        ids = supervised.trigger("count", *[20] * 20)
+        eventually(lambda: len(supervised.notes()) > 20)
         file = Path(str(make_url(supervised.url).database))
         file.rename(tmp_path / "elsewhere")
+        with pytest.raises(DatabaseUnavailableError, match=f"{file.name}-wal"):
+            Durably(supervised.url).get_runs()
+        with pytest.raises(DatabaseUnavailableError, match=f"{file.name}-wal"):
+            Durably(supervised.url).migrate()
 
         def told() -> list[dict[str, Any]]:
             return [line for line in supervised.events("supervisor:error") if line["context"] == "upkeep"]
 
         assert "removed or replaced" in eventually(told)[0]["error"]
         assert not file.exists()
+        assert len(supervised.notes()) < 400
+        (tmp_path / "elsewhere").rename(file)
+        assert {supervised.client.wait_for_run(run_id, timeout=30).output for run_id in ids} == {20}
+        assert len(supervised.notes()) == len({tuple(note[:2]) for note in supervised.notes()}) == 400
 
 
 # contract 62: a process that is gone from this machine needs no threshold
@@ -439,6 +467,32 @@ def test_in_a_process_with_threads_it_spawns_instead_of_forking(tmp_path: Path, 
         supervisor = Supervisor(str(client_app()), dialect_url=client.url, workers=1, until_idle=True)
         assert supervisor.run() == 0
         assert client.client.get_run(run_id).output == 3  # type: ignore[union-attr]
+        client.client.database.close()
+    finally:
+        release.set()
+        other.join()
+
+
+# contract 171c
+def test_no_signal_ends_a_spawned_child_that_cannot_take_it_yet(tmp_path: Path) -> None:
+    release = threading.Event()
+    other = threading.Thread(target=release.wait, args=(60,))
+    other.start()
+    try:
+        client = Supervised(tmp_path)
+        supervisor = Supervisor(str(client_app()), dialect_url=client.url, workers=1, until_idle=True)
+        begun, ended = [], []
+
+        def send(event: Any) -> None:
+            if event.state == "starting":
+                begun.append(event.worker_pid)
+                os.kill(event.worker_pid, signal.SIGUSR2)
+
+        supervisor.on("worker:state", send)
+        supervisor.on("worker:exit", lambda event: ended.append(event.signal))
+        client.trigger("count", 1)
+        assert supervisor.run() == 0
+        assert (len(begun), ended) == (1, [None])
         client.client.database.close()
     finally:
         release.set()

@@ -25,6 +25,8 @@ _NO_ROOM_BYTES: Final = 64 * _MIB
 # Before it, two checkpoints at once can corrupt a file, in a race that nobody could bring about (sqlite.org/wal.html,
 # "The WAL-Reset Bug"). Told, and not warned of: most systems have an older one.
 _WITHOUT_THE_RESET_BUG: Final = (3, 51, 3)
+# Some seconds.
+_LARGEST_CHECKED_BYTES: Final = 1024 * _MIB
 _WAL_FACTOR: Final = 2
 
 
@@ -41,6 +43,7 @@ def diagnose_file(connection: Connection, path: Path, *, largest_wal: int) -> It
     yield from _mode(connection, path)
     yield _place(path)
     yield _permissions(path)
+    yield _integrity(connection, path)
     yield _room(path)
     yield _wal(path, largest_wal)
     if sys.platform == "linux":
@@ -107,6 +110,21 @@ def _permissions(path: Path) -> Finding:
             remedy="run every process as one user, or as one group that may write to the folder and its files",
         )
     return Finding(check="permissions", level="ok", message="the file, what is beside it and its folder are writable")
+
+
+def _integrity(connection: Connection, path: Path) -> Finding:
+    if (size := path.stat().st_size) > _LARGEST_CHECKED_BYTES:
+        message = f"not checked, for it would take long: the file has {_size(size)}"
+        return Finding(check="integrity", level="ok", message=message)
+    # quick_check would not compare the indexes with the rows, where a WAL of another file does its damage.
+    if (found := _pragma(connection, "integrity_check(1)")) != "ok":
+        return Finding(
+            check="integrity",
+            level="error",
+            message=f"the file is damaged: {found}",
+            remedy=f"stop every process that uses it, and restore a backup without {path.name}-wal and {path.name}-shm",
+        )
+    return Finding(check="integrity", level="ok", message="the file is whole")
 
 
 def _room(path: Path) -> Finding:

@@ -50,6 +50,10 @@ _BUSY_SECONDS: Final = 2.0
 _BEGIN: Final = "durably_begin"
 
 
+class _FileGoneError(OSError):
+    """The file in its place is not the one that was opened."""
+
+
 class Driver(Protocol):
     """
     What differs between drivers that open SQLite's files.
@@ -139,6 +143,7 @@ class SQLite:
         """Refuse a missing file here, because connecting would make an empty one."""
         self._check_no_folder()
         if not self._path.exists():
+            self._check_no_orphaned_wal()
             raise SchemaOutdatedError(None, REVISION, url=self.safe_url, missing_file=str(self._path))
         if not os.access(self._path, os.R_OK | os.W_OK) or not os.access(self._path.parent, os.W_OK):
             raise DatabaseUnavailableError(
@@ -158,6 +163,7 @@ class SQLite:
     def writing(self, connection: Connection, *, timeout: float) -> Iterator[None]:
         """Queue at the gate, then BEGIN IMMEDIATE."""
         with gate(self._gate_path, timeout):
+            self._check_same_file()
             connection.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
             try:
                 with connection.begin():
@@ -175,7 +181,9 @@ class SQLite:
         """Do nothing: BEGIN IMMEDIATE holds everything."""
 
     def is_transient(self, error: BaseException) -> bool:
-        """Tell contention, a full disk and failing I/O from the rest."""
+        """Tell contention, a full disk, failing I/O and a file that was moved away from the rest."""
+        if isinstance(error, _FileGoneError):
+            return True
         if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS):
             return True
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -200,11 +208,10 @@ class SQLite:
         Raises:
             DatabaseUnavailableError: The file in its place is not the one that was opened.
         """
-        if self._opened is not None and self._opened != _identity(self._path):
-            raise DatabaseUnavailableError(
-                f"{self._path}: the file was removed or replaced while in use, and what is written now is lost with "
-                "the one that has no name any more; stop every process that uses it, put it back, and start again"
-            )
+        try:
+            self._check_same_file()
+        except _FileGoneError as error:
+            raise DatabaseUnavailableError(str(error)) from None
         with _without_transaction(engine) as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
@@ -215,6 +222,8 @@ class SQLite:
     def _check_creatable(self) -> None:
         """Refuse, before the migration makes the file, a folder that cannot hold it."""
         self._check_no_folder()
+        if not self._path.exists():
+            self._check_no_orphaned_wal()
         folder = self._path.parent
         if not folder.is_dir():
             raise DatabaseUnavailableError(f"{self._path}: there is no folder {folder}; make it first")
@@ -224,6 +233,28 @@ class SQLite:
             raise DatabaseUnavailableError(
                 f"{self._path}: on a network file system ({kind}), where SQLite cannot keep several processes "
                 "apart; use a local disk, or PostgreSQL for several hosts"
+            )
+
+    def _check_same_file(self) -> None:
+        """
+        Refuse to write to a file that has no name any more: who was told that it is stored would find nothing.
+
+        Raises:
+            _FileGoneError: It was removed or replaced; transient, for who moved it away may move it back.
+        """
+        if self._opened is not None and self._opened != _identity(self._path):
+            raise _FileGoneError(
+                f"{self._path}: the file was removed or replaced while in use, so nothing is written; stop every "
+                "process that uses it, put it back, without the -wal and -shm of another, and start again"
+            )
+
+    def _check_no_orphaned_wal(self) -> None:
+        """Tell a file that was removed from one that never was."""
+        if (wal := Path(f"{self._path}-wal")).exists():
+            raise DatabaseUnavailableError(
+                f"{self._path}: there is no such file, but its {wal.name} is there: it was removed, maybe while in "
+                "use; stop every process that uses it, put it back, and start again; or remove what is left of it "
+                f"({self._path.name}-*) to begin anew"
             )
 
     def _check_no_folder(self) -> None:

@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, inspect, make_url
+from sqlalchemy.exc import SQLAlchemyError
 
-from durably import Durably
+from durably import Durably, DurablyError
 from durably.settings import Settings
 from durably.store.dialects import find_dialect
 from durably.store.tables import metadata
@@ -23,6 +23,7 @@ from durably.testing.dialects.cable import Cable, lay_by_tcp
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import pytest
     from sqlalchemy import Connection
 
 # In a database that is the suite's to empty.
@@ -86,17 +87,23 @@ class OneDatabase:
     """
 
     def __init__(self, url: str) -> None:
+        import pytest
+
         if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
             raise pytest.UsageError("one database is emptied before each test, so one test runs at a time: no -n")
         self.url = url
-        with self._connection() as connection:
-            tables = set(inspect(connection).get_table_names())
-            if tables and _MARK.name not in tables:
-                raise pytest.UsageError(
-                    f"the suite drops all that is in its database, and this one holds {', '.join(sorted(tables))}: "
-                    "give an empty one"
-                )
-            _MARK.create(connection, checkfirst=True)
+        try:
+            with self._connection() as connection:
+                tables = set(inspect(connection).get_table_names())
+                if not tables or _MARK.name in tables:
+                    _MARK.create(connection, checkfirst=True)
+                    return
+        except (DurablyError, SQLAlchemyError) as error:
+            raise pytest.UsageError(f"--url: {error}; it must name an empty database that is there") from None
+        raise pytest.UsageError(
+            f"the suite drops all that is in its database, and this one holds {', '.join(sorted(tables))}: "
+            "give an empty one"
+        )
 
     def fresh_url(self, folder: Path, name: str = "durably") -> str:  # noqa: ARG002 - for those that are files
         """Drop what is in it, and give its URL."""
@@ -114,6 +121,8 @@ class OneDatabase:
 
     def locked(self, url: str) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002 - for its heirs
         """Skip the test."""
+        import pytest
+
         pytest.skip("locks of a stranger need a maker of databases that takes them: --databases")
 
     def hurry(self, patch: pytest.MonkeyPatch) -> None:
@@ -121,6 +130,8 @@ class OneDatabase:
 
     def cable(self, url: str, folder: Path) -> tuple[Cable, str]:  # noqa: ARG002 - for a socket in it
         """Lay it by TCP, where the URL has a host and a port."""
+        import pytest
+
         if make_url(url).port is None:
             pytest.skip("cutting the way to the server needs a URL with a port, or a maker that lays it")
         return lay_by_tcp(url)
@@ -197,6 +208,8 @@ class SQLiteFiles:
 
     def cable(self, url: str, folder: Path) -> tuple[Cable, str]:  # noqa: ARG002 - for servers
         """Skip the test."""
+        import pytest
+
         pytest.skip("a file has no connection that could be cut")
 
     def clean(self) -> None:

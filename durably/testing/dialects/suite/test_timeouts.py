@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from durably import RunTimeoutError, StepTimeoutError, ValidationError, define_job
+from durably import RunFailedError, RunTimeoutError, StepTimeoutError, ValidationError, define_job
 from durably.testing.dialects.suite.support import eventually, hear, read, types
 
 if TYPE_CHECKING:
     from durably import Durably
-    from durably.testing.dialects.suite.support import AppMaker
+    from durably.testing.dialects.suite.support import AppMaker, Lock, Wrap
 
 
 async def forever() -> None:
@@ -102,6 +102,31 @@ def test_what_a_plain_function_returns_after_its_time_is_discarded(app: Durably)
         ended = execute(app, define_job(name, run))
         assert (ended.error_type, ended.status) == ("StepTimeoutError", "failed")
     assert returned == [True, True], "nobody ended it before it returned"
+
+
+def test_what_a_step_raises_after_its_time_is_the_cause_of_its_timeouts_error(app: Durably) -> None:
+    # contract 89a
+    def slow() -> None:
+        time.sleep(0.1)
+        raise LookupError("late")
+
+    async def stubborn() -> None:
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            raise LookupError("late") from None
+
+    async def run(step: Any, _: None) -> list[str]:
+        causes = []
+        for fn in (slow, stubborn):
+            with pytest.raises(StepTimeoutError) as caught:
+                await step.run(fn.__name__, fn, timeout=0.05)
+            causes.append(repr(caught.value.__cause__))
+        return causes
+
+    ended = execute(app, define_job("job", run))
+    assert ended.output == ["LookupError('late')"] * 2
+    assert {step.error_type for step in app.get_steps(ended.id)} == {"StepTimeoutError"}
 
 
 def test_a_timeout_error_of_the_steps_own_is_not_taken_for_ours(app: Durably) -> None:
@@ -245,3 +270,31 @@ def test_the_errors_cross_processes_whole() -> None:
     assert isinstance(run, TimeoutError)
     assert vars(pickle.loads(pickle.dumps(step))) == {"step_name": "fetch", "timeout": 2.5}  # noqa: S301 - our own
     assert vars(pickle.loads(pickle.dumps(run))) == {"job_name": "job", "timeout": 90.0}  # noqa: S301 - our own
+
+
+def test_a_run_whose_time_is_up_while_it_waits_for_its_database_ends_its_function(
+    make_app: AppMaker, either: Wrap, locked: Lock
+) -> None:
+    # contract 60, 89b
+    app = make_app(heartbeat_interval=0.1, stale_threshold=0.4, polling_interval=0.05)
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    async def body(step: Any, _input: Any) -> Any:
+        begun.set()
+        go_on.wait(20)
+        try:
+            await step.run("held", lambda: None)
+        finally:
+            ended.set()
+
+    run = app.register(define_job("job", either(body), timeout=2)).trigger()
+    app.start()
+    assert begun.wait(10)
+    with locked():
+        worker: Any = app.in_process._started
+        eventually(lambda: worker._worker.is_cut_off)
+        go_on.set()
+        assert ended.wait(10)
+    with pytest.raises(RunFailedError, match="RunTimeoutError"):
+        app.wait_for_run(run.id, timeout=10)
+    assert app.get_steps(run.id) == []
