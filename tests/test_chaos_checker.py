@@ -210,6 +210,10 @@ def gave_up(history: History) -> None:
     history.gave_up.append("family")
 
 
+def lived_on(history: History) -> None:
+    history.survivors.append("family, pid 12")
+
+
 def badly_stopped(history: History) -> None:
     history.exit_codes.append(3)
 
@@ -256,6 +260,7 @@ FALSE: dict[str, tuple[str, Falsify]] = {
     "events overtook each other": ("sequence", out_of_order),
     "a healthy worker was suspected": ("suspect", suspected),
     "a supervisor gave up": ("supervisor", gave_up),
+    "an orphan lives on": ("orphan", lived_on),
     "a supervisor could not stop": ("supervisor", badly_stopped),
 }
 

@@ -31,6 +31,8 @@ SETTINGS: Final[dict[str, Any]] = {
     "max_interruptions": 8,
 }
 _SECONDS_TO_BEGIN, _SECONDS_TO_SETTLE, _SECONDS_TO_STOP = 30, 180, 30
+# An orphan has a second to notice, and kill_timeout.
+_SECONDS_TO_EXIT: Final = 5
 _LOOK_SECONDS: Final = 0.02
 
 
@@ -107,6 +109,8 @@ def run(plan: Plan, folder: Path, tell: Callable[[float, str], object] = lambda 
         settled_after = time.monotonic() - began
         gave_up += [family.ending() for family in families if family.has_ended_unasked()]
         exit_codes = [family.stop(_SECONDS_TO_STOP) for family in families if not family.has_ended_unasked()]
+        until(lambda: not any(family.survivors() for family in families), _SECONDS_TO_EXIT)
+        survivors = [f"{family.name}, pid {process.pid}" for family in families for process in family.survivors()]
         runs, checkpoints = read_tables(families[-1].supervised.client)
         witnesses = [each for family in families for each in read_witnesses(family.supervised.journal)]
         history = History(
@@ -118,6 +122,7 @@ def run(plan: Plan, folder: Path, tell: Callable[[float, str], object] = lambda 
             logs={family.name: read_log(family.log) for family in families},
             exit_codes=exit_codes,
             gave_up=gave_up,
+            survivors=survivors,
         )
         history.write(folder)
         wanted = plan.kinds or tuple(KINDS)

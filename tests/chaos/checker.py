@@ -204,6 +204,8 @@ def check_workers(history: History) -> Iterator[Violation]:
                 yield Violation("suspect", name, detail)
     for what in history.gave_up:
         yield Violation("supervisor", what, "it ended unasked")
+    for who in history.survivors:
+        yield Violation("orphan", who, "it lives on, and its supervisor is gone")
     for code in history.exit_codes:
         if code != 0:
             yield Violation("supervisor", "exit", f"with nothing to do it stopped with exit code {code}")

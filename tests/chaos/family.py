@@ -38,7 +38,6 @@ class Family:
         self._position = 0
         self._workers: set[int] = set()
         self._started: set[int] = set()
-        self._known: list[psutil.Process] = []
 
     @property
     def pid(self) -> int:
@@ -69,9 +68,7 @@ class Family:
 
     def children(self) -> list[int]:
         """List the keeper and the workers that live."""
-        found = [] if self.is_down else self.supervised.children()
-        self._known += [child for child in found if child not in self._known]
-        return [child.pid for child in found]
+        return [] if self.is_down else [child.pid for child in self.supervised.children()]
 
     def workers(self) -> list[int]:
         """List the workers that live, also those that are not ready."""
@@ -96,15 +93,23 @@ class Family:
 
     def end(self) -> None:
         """Kill whatever is left, also of its earlier supervisors."""
-        if not self.is_down:
-            self.children()
-        with contextlib.suppress(AttributeError, psutil.NoSuchProcess):
-            self.supervised.process.kill()
-        for member in self._known:
+        left = self.survivors()
+        for member in left:
             with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()  # by its handle, which knows a number that was used again
-        psutil.wait_procs(self._known, timeout=10)
+                member.kill()
+        psutil.wait_procs(left, timeout=10)
         self.supervised.client.database.close()
+
+    def survivors(self) -> list[psutil.Process]:
+        """List all that lives of this family, orphans of its earlier supervisors too: each has its journal's name."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if process.environ().get("JOURNAL") == str(self.supervised.journal):
+                    found.append(process)
+        return found
 
     def _read(self) -> None:
         if not self.log.exists():

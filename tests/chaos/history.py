@@ -106,6 +106,7 @@ class History:
         logs: By family: the events, in the order of the log.
         exit_codes: Of the supervisors that were told to stop at the end.
         gave_up: What supervisors ended unasked.
+        survivors: What processes live on when all supervisors are gone.
     """
 
     asked: list[Asked]
@@ -116,6 +117,7 @@ class History:
     logs: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     exit_codes: list[int] = field(default_factory=list)
     gave_up: list[str] = field(default_factory=list)
+    survivors: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """Leave what is in no other file, for whoever looks into a violation."""

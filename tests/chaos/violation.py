@@ -11,7 +11,7 @@ class Violation(NamedTuple):
 
     Args:
         promise: "lost", "outcome", "checkpoint", "doubled", "fence", "overlap", "key", "count", "transition",
-            "sequence", "suspect", "supervisor".
+            "sequence", "suspect", "supervisor", "orphan".
         subject: The run; or the family, the process.
     """
 
