@@ -24,7 +24,7 @@ pytestmark = pytest.mark.own("sqlite", "postgresql")
 @pytest.mark.timeout(3600 if IS_LONG else 300)
 # contract 43, 50, 52, 61, 62, 64, 65, 66, 69, 70, 73, 89d, 110, 155, 163, 165a, 166, 168, 171, 172, 184
 def test_a_campaign_of_faults_breaks_no_promise(tmp_path: Path) -> None:
-    # Of a worker that keeps Python's lock and whose supervisor is killed, docs/promises.md says what is not kept.
+    # An orphan that keeps Python's lock ends (172a), but not within the campaign's patience.
     kinds = tuple(kind for kind in KINDS if kind != "hang-with-gil")
     plan = campaign.Plan(seed=SEED, seconds=600 if IS_LONG else 15, pause=0.6, kinds=kinds)
     history = campaign.run(plan, tmp_path).history

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import traceback
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from durably.errors import DatabaseUnavailableError, DurablyError
@@ -183,8 +185,16 @@ def _life_signs(
     ends_at: float | None = None
     interval = min(settings.heartbeat_interval, settings.hang_threshold / 4)
 
+    # A thread of C's, which needs no lock of Python's. Who may not look around for so long has been killed by its
+    # supervisor long before, if it has one.
+    longest = 2 * (settings.stale_threshold + settings.database_timeout) + settings.kill_timeout
+    nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - its supervisor asks for the stacks
+    put_off_the_end = partial(faulthandler.dump_traceback_later, longest, exit=True, file=nowhere)
+    put_off_the_end()
+
     def look_around(now: float) -> None:
         nonlocal told_at, ends_at
+        put_off_the_end()
         if os.getppid() != plan.supervisor_pid:
             orphaned()
             ends_at = ends_at or now + settings.kill_timeout
@@ -244,6 +254,7 @@ def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
                 stop()
         loop.add_signal_handler(CHECK_SIGNAL, worker.check_held)
         await worker.run()
+        faulthandler.cancel_dump_traceback_later()  # the pulse, which put it off, is over
         if worker.was_lost and worker.abandoned:
             # Their rows belong to others now; a while to clean up, then the exit ends them.
             await asyncio.wait(worker.abandoned, timeout=app.settings.kill_timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from durably import RunFailedError
@@ -130,3 +131,22 @@ def test_who_computes_and_gives_signs_of_life_is_left_alone(tmp_path: Path) -> N
             assert (ended.interruptions, ended.generation) == (0, 1)
         assert supervised.ready_workers() == before
         assert not supervised.events("worker:suspect")
+
+
+# contract 172a
+def test_an_orphan_that_keeps_pythons_lock_ends_too(tmp_path: Path) -> None:
+    quick: dict[str, Any] = {
+        "stale_threshold": 1,
+        "kill_timeout": 0.5,
+        "database_timeout": 0.5,
+        "heartbeat_interval": 0.2,
+    }
+    with Supervised(tmp_path, app=HANGING, workers=1, **quick) as supervised:
+        ((_, pid),) = supervised.until_ready(1).items()
+        worker = psutil.Process(pid)
+        (run_id,) = supervised.trigger("hang-once", "gil")
+        eventually(lambda: [run_id, "hanging"] in [note[:2] for note in supervised.notes()])
+        supervised.process.kill()
+        supervised.process.wait(10)
+        _, alive = psutil.wait_procs([worker], timeout=20)
+        assert alive == []
