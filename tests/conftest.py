@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _clean_databases_beside(_clean_databases: None) -> Iterator[None]:
+def _clean_databases_beside() -> Iterator[None]:
     """Drop the databases of other dialects than the session's."""
     yield
     databases.clean()
