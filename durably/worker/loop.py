@@ -133,7 +133,8 @@ class Worker:
         self._executed = 0
         self._released = 0
         self._lag: Lag
-        self._thread_id = 0
+        # The thread itself, for the id of one that has ended may be given to another.
+        self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._context: contextvars.Context
         self._wake: Final = asyncio.Event()
@@ -181,7 +182,7 @@ class Worker:
         self._lag = Lag(self._loop, self._settings.heartbeat_interval + _LATE_SECONDS)
         # Of no run: each run's task begins with a copy, so that nothing of the run before it is in its context.
         self._context = contextvars.copy_context()
-        self._thread_id = threading.get_ident()
+        self._thread = threading.current_thread()
         await asyncio.to_thread(self._database.write, lambda connection: worker_rows.register(connection, self._me))
         self.emitter.become(self.emitter.process.role, self.id)
         for task in taken:
@@ -240,7 +241,7 @@ class Worker:
 
     def must_not_block(self) -> bool:
         """Whether this thread is the worker's event loop, or the one that writes for it."""
-        return threading.get_ident() == self._thread_id or self.committer.is_writing_thread()
+        return threading.current_thread() is self._thread or self.committer.is_writing_thread()
 
     def cancelled_here(self, run_id: str, generation: int) -> bool:
         """Learn, in any thread, that this process has cancelled a run; tell whether that was told already."""

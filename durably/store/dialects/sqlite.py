@@ -142,8 +142,8 @@ class SQLite:
     def check_reachable(self) -> None:
         """Refuse a missing file here, because connecting would make an empty one."""
         self._check_no_folder()
+        self._check_no_orphaned_wal()
         if not self._path.exists():
-            self._check_no_orphaned_wal()
             raise SchemaOutdatedError(None, REVISION, url=self.safe_url, missing_file=str(self._path))
         if not os.access(self._path, os.R_OK | os.W_OK) or not os.access(self._path.parent, os.W_OK):
             raise DatabaseUnavailableError(
@@ -222,8 +222,7 @@ class SQLite:
     def _check_creatable(self) -> None:
         """Refuse, before the migration makes the file, a folder that cannot hold it."""
         self._check_no_folder()
-        if not self._path.exists():
-            self._check_no_orphaned_wal()
+        self._check_no_orphaned_wal()
         folder = self._path.parent
         if not folder.is_dir():
             raise DatabaseUnavailableError(f"{self._path}: there is no folder {folder}; make it first")
@@ -250,7 +249,7 @@ class SQLite:
 
     def _check_no_orphaned_wal(self) -> None:
         """Tell a file that was removed from one that never was."""
-        if (wal := Path(f"{self._path}-wal")).exists():
+        if not self._path.exists() and (wal := Path(f"{self._path}-wal")).exists():
             raise DatabaseUnavailableError(
                 f"{self._path}: there is no such file, but its {wal.name} is there: it was removed, maybe while in "
                 "use; stop every process that uses it, put it back, and start again; or remove what is left of it "

@@ -133,6 +133,21 @@ def test_of_many_calls_that_stop_at_once_none_closes_what_another_has_opened(app
                 os.close(descriptor)  # an error here: somebody else has closed it
 
 
+def test_a_thread_that_has_the_id_of_one_that_ended_is_none_of_the_workers(app: Durably) -> None:
+    # contract 157
+    app.start()
+    local = app.in_process._started
+    assert isinstance(local, LocalWorker)
+    worker = local._worker
+    assert worker is not None
+    ended = worker._thread
+    app.stop()
+    assert ended is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "get_ident", lambda: ended.ident)
+        assert not worker.must_not_block()
+
+
 def test_stop_waits_for_held_runs_claims_no_more_and_beats_meanwhile(make_app: AppMaker) -> None:
     # contract 54, 157
     app = make_app(heartbeat_interval=0.05, stale_threshold=1)
