@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, Integer, String, Text, bindparam, insert, literal, select, update
 
 from durably.store import claims, workers
+from durably.store.dialects import FORESEEN
 from durably.store.fence import find_lost, judge
 from durably.store.intents import (
     Beat,
@@ -80,7 +81,7 @@ def _of_failure(intent: Failure | StepFailure) -> dict[str, Any]:
 
 
 # In the order of writing: what a run handed over before its end lands no later than its end.
-_WRITES: Final[dict[type[Fenced], tuple[Any, Callable[[Any], dict[str, Any]]]]] = {
+_writes: Final[dict[type[Fenced], tuple[Any, Callable[[Any], dict[str, Any]]]]] = {
     LogLine: (
         _insert_into(
             logs,
@@ -125,25 +126,34 @@ _WRITES: Final[dict[type[Fenced], tuple[Any, Callable[[Any], dict[str, Any]]]]] 
 }
 # Written one by one: what they leave behind, a recovery may have left too, so only the count tells them apart.
 _SINGLY: Final = frozenset({Failure, Release})
+_WRITES: Final = {kind: (one.execution_options(**{FORESEEN: True}), values) for kind, (one, values) in _writes.items()}
+_AT_ONCE: Final = {FORESEEN: False}
 _drop_outputs: Final = update(steps).where(steps.c.run_id == bindparam("run")).values(output=None)
 
 
-def write_batch(connection: Connection, intents: Sequence[Intent], worker_id: str | None = None) -> list[Any]:
+def write_batch(
+    connection: Connection, intents: Sequence[Intent], worker_id: str | None = None, *, foresees: bool = False
+) -> list[Any]:
     """
     Write *intents*, in the order: fenced writes, heartbeats, claims.
 
     Args:
         connection: In a write transaction.
         worker_id: Whose they are.
+        foresees: Whether to expect that no fence refuses, and to let a dialect send many statements at once.
 
     Returns:
         Their answers, in the order of *intents*: a `Verdict` for each that is fenced, a `BeatAnswer` for each
         heartbeat, a list of `ClaimedRun` for each claim.
+
+    Raises:
+        NotForeseenError: A fence does refuse, as a dialect says that had sent the statements later, which may also be
+            at the end of the transaction. Write them again, without foreseeing.
     """
     answers: dict[int, Any] = {}
     fenced = [intent for intent in intents if isinstance(intent, Fenced)]
     if fenced:
-        answers.update(_write_fenced(connection, fenced, worker_id))
+        answers.update(_write_fenced(connection, fenced, worker_id, foresees=foresees))
     for intent in intents:
         if isinstance(intent, Beat):
             answers[id(intent)] = _write_beat(connection, intent)
@@ -153,7 +163,9 @@ def write_batch(connection: Connection, intents: Sequence[Intent], worker_id: st
     return [answers[id(intent)] for intent in intents]
 
 
-def _write_fenced(connection: Connection, fenced: Sequence[Fenced], worker_id: str | None) -> dict[int, Verdict]:
+def _write_fenced(
+    connection: Connection, fenced: Sequence[Fenced], worker_id: str | None, *, foresees: bool
+) -> dict[int, Verdict]:
     groups: dict[type[Fenced], list[Fenced]] = {}
     for intent in fenced:
         groups.setdefault(type(intent), []).append(intent)
@@ -161,7 +173,8 @@ def _write_fenced(connection: Connection, fenced: Sequence[Fenced], worker_id: s
     for kind, (statement, values) in _WRITES.items():
         group = groups.get(kind, [])
         for part in [[intent] for intent in group] if kind in _SINGLY else [group] if group else []:
-            written = connection.execute(statement, [values(intent) for intent in part]).rowcount
+            rows = [values(intent) for intent in part]
+            written = connection.execute(statement, rows, execution_options=None if foresees else _AT_ONCE).rowcount
             if written != len(part):
                 verdicts.update(_find_refused(connection, part, worker_id))
     slimmed = [

@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sqlalchemy.exc import IntegrityError
@@ -24,6 +25,7 @@ from durably.store.attempts import Attempts
 from durably.store.batch import write_batch
 from durably.store.claims import is_any_claimable
 from durably.store.database import unavailable
+from durably.store.dialects import NotForeseenError
 from durably.store.intents import Claim, Completion, Failure, Fenced, Release
 from durably.store.pause import Pause
 
@@ -219,10 +221,10 @@ class Committer:
     def _write(self, batch: list[_Order], attempts: Attempts[list[Any]], *, and_what_waits: bool) -> list[Any]:
         """Write *batch* in one transaction, with all that came while the right to write was waited for."""
 
-        def write(connection: Connection) -> list[Any]:
+        def write(connection: Connection, *, foresees: bool = True) -> list[Any]:
             if and_what_waits:
                 self._take_what_waits(batch)
-            return write_batch(connection, [intent for intent, _ in batch], self._worker_id)
+            return write_batch(connection, [intent for intent, _ in batch], self._worker_id, foresees=foresees)
 
         if self._connection is None:
             self._database.check()
@@ -230,7 +232,10 @@ class Committer:
             # An attempt that failed has taken in what waited: then there is more to write than the claim.
             if len(batch) == 1 and not attempts.is_in_doubt and self._finds_nothing(batch[0][0]):
                 return [[]]
-            return attempts.write(self._transaction, write)
+            try:
+                return attempts.write(self._transaction, write)
+            except NotForeseenError:  # nothing was written; what was refused, only looks in between can tell
+                return attempts.write(self._transaction, partial(write, foresees=False))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Connection]:

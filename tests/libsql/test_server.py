@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from durably import DatabaseUnavailableError, Durably, SchemaOutdatedError, StepContext, ValidationError, define_job
+from durably.store.batch import write_batch
+from durably.store.dialects import NotForeseenError
 from durably.store.dialects.libsql import hrana
 from durably.store.dialects.libsql.engine import ServerDialect
-from durably.testing.dialects.suite.support import eventually, hear
+from durably.store.intents import Checkpoint, Completion, Intent
+from durably.testing.dialects.suite.support import add_worker, claim, eventually, hear
 from tests.sqld import LibSQLServer, Sqld
 
 pytestmark = pytest.mark.own("libsql_server")
@@ -47,6 +51,87 @@ def test_a_transaction_of_one_statement_is_two_requests_and_many_rows_are_one(se
         cursor.execute("BEGIN")
         connection.commit()
         assert connection.requests - before == 4
+
+
+def test_what_is_foreseen_is_one_request_with_its_commit(server: LibSQLServer) -> None:
+    with contextlib.closing(server.connect()) as connection:
+        cursor = connection.cursor()
+        cursor.execute("CREATE TABLE t (id)")
+        before = connection.requests
+        cursor.execute("BEGIN IMMEDIATE")
+        assert connection.foresee("INSERT INTO t VALUES (?)", [(n,) for n in range(3)]) == 3
+        assert connection.foresee("UPDATE t SET id = 7 WHERE id = ?", [(2,)]) == 1
+        connection.commit()
+        assert connection.requests - before == 1
+        assert [row[0] for row in cursor.execute("SELECT id FROM t ORDER BY id")] == [0, 1, 7]
+
+
+@pytest.mark.parametrize("wants_an_answer", [False, True])
+@pytest.mark.parametrize("ids", [(9,), (1,), (0, 9), (9, 0)])  # none is 9, two are 1
+def test_what_is_foreseen_and_does_not_come_true_is_not_committed(
+    server: LibSQLServer, ids: tuple[int, ...], wants_an_answer: bool
+) -> None:
+    with contextlib.closing(server.connect()) as connection:
+        cursor = connection.cursor()
+        cursor.execute("CREATE TABLE t (id)")
+        cursor.executemany("INSERT INTO t VALUES (?)", [(0,), (1,), (1,)])
+        cursor.execute("BEGIN IMMEDIATE")
+        cursor.execute("INSERT INTO t VALUES (5)")
+        connection.foresee("UPDATE t SET id = 7 WHERE id = ?", [(id_,) for id_ in ids])
+        finish = partial(cursor.execute, "SELECT 1") if wants_an_answer else connection.commit
+        with pytest.raises(hrana.OperationalError) as told:
+            finish()
+        assert told.value.code == "NOT_FORESEEN"
+        connection.rollback()
+        assert [row[0] for row in cursor.execute("SELECT id FROM t ORDER BY id")] == [0, 1, 1]
+
+
+def test_what_is_foreseen_and_large_is_sent_in_parts_of_one_transaction(server: LibSQLServer) -> None:
+    with contextlib.closing(server.connect()) as connection:
+        cursor = connection.cursor()
+        cursor.execute("CREATE TABLE t (id)")
+        before = connection.requests
+        cursor.execute("BEGIN IMMEDIATE")
+        connection.foresee("INSERT INTO t VALUES (?)", [("x" * 1_500_000,) for _ in range(7)])
+        with contextlib.closing(server.connect()) as other:
+            assert other.cursor().execute("SELECT count(*) FROM t").fetchall() == [(0,)]
+        connection.commit()
+        assert connection.requests - before == 3
+        assert cursor.execute("SELECT count(*), sum(length(id)) FROM t").fetchall() == [(7, 7 * 1_500_000)]
+
+
+def test_a_rollback_forgets_what_was_foreseen(server: LibSQLServer) -> None:
+    with contextlib.closing(server.connect()) as connection:
+        cursor = connection.cursor()
+        cursor.execute("CREATE TABLE t (id)")
+        cursor.execute("BEGIN IMMEDIATE")
+        connection.foresee("INSERT INTO t VALUES (?)", [(1,)])
+        connection.rollback()
+        connection.commit()
+        assert cursor.execute("SELECT count(*) FROM t").fetchall() == [(0,)]
+
+
+def test_a_group_of_checkpoints_and_ends_is_one_request(server_url: str, make: Make) -> None:
+    # contract 50
+    app = make(server_url)
+    job = app.register(define_job("echo", echo))
+    for n in range(4):
+        job.trigger(n)
+    runs = claim(app, add_worker(app, "echo"), limit=4, company="beside")
+    step: dict[str, Any] = {"name": "done", "index": 0, "attempt": 1, "duration": 0.0, "output": "1"}
+    group: list[Intent] = [Checkpoint(run_id=run.id, generation=1, **step) for run in runs]
+    group += [Completion(run_id=run.id, generation=1, output="1", drop_outputs=False) for run in runs[:3]]
+    lost = Completion(run_id=runs[3].id, generation=7, output="1", drop_outputs=False)
+    with app.database.writing() as connection:
+        driver: Any = connection.connection.driver_connection
+        before = driver.requests
+        write_batch(connection, group, foresees=True)
+    assert driver.requests - before == 1
+    with pytest.raises(NotForeseenError), app.database.writing() as connection:
+        write_batch(connection, [lost], foresees=True)
+    with app.database.writing() as connection:
+        assert write_batch(connection, [lost]) != [None]
+    assert sorted(run.status for run in app.get_runs()) == ["completed"] * 3 + ["running"]
 
 
 def test_a_transaction_that_the_server_has_taken_away_is_lost_whole_and_tried_again(

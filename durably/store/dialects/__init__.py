@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
 GROUP = "durably.dialects"
 
+FORESEEN = "durably_foreseen"
+"""
+Execution option of a statement that is expected to change just one row for each set of parameters.
+
+A dialect may send it together with what follows, and report the expected number meanwhile; it must then commit only
+if the expectation was met, and else raise `NotForeseenError`. One that sends each statement at once ignores it.
+"""
+
 
 class InDoubtError(ConnectionError):
     """
@@ -41,6 +49,10 @@ class InDoubtError(ConnectionError):
     def __init__(self, reason: str, was_committed: Callable[[], bool]) -> None:
         super().__init__(f"the connection was lost while a commit was under way: {reason}")
         self.was_committed = was_committed
+
+
+class NotForeseenError(Exception):
+    """A statement that was `FORESEEN` changed another number of rows. Nothing of its transaction was committed."""
 
 
 class Watch(Protocol):
@@ -127,6 +139,7 @@ class Dialect(Protocol):
         Raises:
             DBAPIError, OSError: With an error that `is_transient` knows, when the wait was in vain.
             InDoubtError: On exit, where a server may have committed and could not say so.
+            NotForeseenError: On exit, where statements that were `FORESEEN` are sent later.
         """
 
     def migration_lock(self, connection: Connection) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.pool import QueuePool
 from sqlalchemy_libsql.libsql import SQLiteDialect_libsql
 
+from durably.store.dialects import FORESEEN
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
@@ -84,6 +86,20 @@ class ServerDialect(_Dialect):
         from durably.store.dialects.libsql import hrana
 
         return hrana
+
+    def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        """Execute, or keep what is foreseen."""
+        if context is not None and context.execution_options.get(FORESEEN):
+            cursor.rowcount = cursor.connection.foresee(statement, [parameters])
+            return
+        super().do_execute(cursor, statement, parameters, context)
+
+    def do_executemany(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        """Execute, or keep what is foreseen."""
+        if context is not None and context.execution_options.get(FORESEEN):
+            cursor.rowcount = cursor.connection.foresee(statement, parameters)
+            return
+        super().do_executemany(cursor, statement, parameters, context)
 
 
 class FileDialect(_Dialect):

@@ -2,7 +2,9 @@
 A PEP 249 driver for libSQL servers: Hrana 3 over HTTP, in Python alone.
 
 A connection is in autocommit until a BEGIN, which travels with the statement that follows it. It has a stream at the
-server only while a transaction is open: nothing is left that could expire between transactions.
+server only while a transaction is open: nothing is left that could expire between transactions. A transaction whose
+answers are all foreseen is one request: who is killed leaves none open, for which all others would have to wait until
+the server takes it away.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from durably.store.dialects.libsql.pep249 import (
     threadsafety,
     verb,
 )
-from durably.store.dialects.libsql.wire import LOST, http_error, statement, value
+from durably.store.dialects.libsql.wire import LOST, NOT_FORESEEN, http_error, statement, value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +72,10 @@ _OPENING: Final = frozenset({"BEGIN", "SAVEPOINT"})
 _OK: Final = 200
 # The server has taken the stream away, and the transaction with it.
 _LOST_CODES: Final = frozenset({"STREAM_EXPIRED", "TRANSACTION_TIMEOUT", "TRANSACTION_BUSY"})
+# Fails, with an overflow, unless the statement before it has changed one row; a batch can ask for nothing but failures.
+_EXPECT_ONE: Final = statement("SELECT abs(-9223372036854775808 + (changes() = 1))", (), wants_rows=False)
+# A request is kept whole in memory, here and at the server.
+_LARGEST_REQUEST: Final = 4_000_000
 
 
 class Connection:
@@ -112,6 +118,8 @@ class Connection:
         self._pid = os.getpid()
         self._baton: str | None = None
         self._deferred: list[dict[str, Any]] = []
+        # Characters and bytes of what is deferred and foreseen; not 0 if a commit has to send it.
+        self._foreseen = 0
         self._is_closed = False
 
     @property
@@ -132,6 +140,26 @@ class Connection:
         """
         self._check_open()
         self._deferred.append(statement(sql, parameters, wants_rows=False))
+
+    def foresee(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        """
+        Keep statements of a transaction until it is committed, or an answer is wanted.
+
+        If one of them then changes another number of rows than one, what they were kept for raises an
+        OperationalError of code `NOT_FORESEEN`.
+
+        Returns:
+            How many rows they will have changed, or raise.
+        """
+        if not self.in_transaction:
+            return self.run_many(sql, rows)
+        for row in rows:
+            self.defer(sql, row)
+            self._deferred.append(_EXPECT_ONE)
+            self._foreseen += len(sql) + sum(len(one) for one in row if isinstance(one, (str, bytes)))
+            if self._foreseen > _LARGEST_REQUEST:
+                self._batch([], keeps=True)
+        return len(rows)
 
     def run(self, sql: str, parameters: Sequence[Any]) -> Answer:
         """Execute one statement, after what was deferred."""
@@ -156,13 +184,21 @@ class Connection:
         return sum(result["affected_row_count"] for result in results)
 
     def commit(self) -> None:
-        """Commit, if anything was sent."""
-        self._end("COMMIT")
+        """Commit, if anything was sent, or is to be."""
+        self._check_open()
+        if self._baton is None and not self._foreseen:
+            self._deferred.clear()
+            return
+        self._batch([statement("COMMIT", (), wants_rows=False)], keeps=False)
 
     def rollback(self) -> None:
         """Roll back; what the server has taken away, it has rolled back already."""
+        self._check_open()
+        self._deferred.clear()
+        self._foreseen = 0
         try:
-            self._end("ROLLBACK")
+            if self._baton is not None:
+                self._batch([statement("ROLLBACK", (), wants_rows=False)], keeps=False)
         except OperationalError as error:
             if not error.is_disconnect:
                 raise
@@ -178,12 +214,6 @@ class Connection:
             self._is_closed = True
             self._drop()
 
-    def _end(self, how: str) -> None:
-        self._check_open()
-        self._deferred.clear()
-        if self._baton is not None:
-            self._batch([statement(how, (), wants_rows=False)], keeps=False)
-
     def _batch(self, statements: list[dict[str, Any]], *, keeps: bool) -> list[dict[str, Any]]:
         """
         Send statements, each on the condition that the one before it succeeded.
@@ -194,7 +224,7 @@ class Connection:
         Returns:
             Their results, without those of what was deferred.
         """
-        deferred, self._deferred = self._deferred, []
+        deferred, self._deferred, self._foreseen = self._deferred, [], 0
         steps: list[dict[str, Any]] = [{"stmt": one} for one in deferred + statements]
         for number, step in enumerate(steps[1:]):
             step["condition"] = {"type": "ok", "step": number}
@@ -206,9 +236,11 @@ class Connection:
             self._release()
         if batch["type"] == "ok":
             result = batch["response"]["result"]
-            error = next(filter(None, result["step_errors"]), None)
+            at, error = next(((n, one) for n, one in enumerate(result["step_errors"]) if one), (0, None))
         else:
-            error = batch["error"]
+            at, error = 0, batch["error"]
+        if error and steps[at]["stmt"] is _EXPECT_ONE:
+            raise OperationalError("a statement has not changed one row", NOT_FORESEEN)
         if error:
             if is_over and keeps:
                 self._deferred = deferred  # it has not begun: what comes next may not be committed by itself
@@ -268,6 +300,7 @@ class Connection:
         if self._pid != os.getpid():
             # The transaction, the socket and what is on its way through it are the parent's.
             self._deferred.clear()
+            self._foreseen = 0
             self._drop()
             raise OperationalError("the connection is of the parent process", LOST, is_disconnect=True)
 

@@ -146,8 +146,8 @@ class Cursor:
         return self._rows
 
     def close(self) -> None:
-        """Forget the rows."""
-        self._forget()
+        """Forget the rows; SQLAlchemy may ask afterwards how many an INSERT has changed."""
+        self._rows = iter(())
 
     def setinputsizes(self, sizes: object) -> None:
         """Do nothing, as PEP 249 allows."""

@@ -14,8 +14,8 @@ from sqlalchemy.pool import QueuePool
 
 from durably.errors import ValidationError
 from durably.findings import Finding
-from durably.store.dialects import Capabilities, InDoubtError, without_secrets
-from durably.store.dialects.libsql.wire import LOST
+from durably.store.dialects import Capabilities, InDoubtError, NotForeseenError, without_secrets
+from durably.store.dialects.libsql.wire import LOST, NOT_FORESEEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,21 +121,21 @@ class LibSQLServer:
         driver.defer("BEGIN IMMEDIATE")
         driver.defer(_NOTE_COMMIT, (name, number))
         transaction = connection.begin()
+        is_at_end = False
         try:
             yield
-        except BaseException:
+            is_at_end = True
+            transaction.commit()
+        except BaseException as error:
             with contextlib.suppress(DBAPIError):  # it is lost, and so rolled back
                 transaction.rollback()
-            raise
-        try:
-            transaction.commit()
-        except DBAPIError as error:
-            with contextlib.suppress(DBAPIError):
-                transaction.rollback()
-            if getattr(error.orig, "code", None) != LOST:
+            code = getattr(error.orig, "code", None) if isinstance(error, DBAPIError) else None
+            if code == NOT_FORESEEN:
+                raise NotForeseenError from error
+            if code != LOST or not is_at_end:
                 raise
             engine = connection.engine
-            raise InDoubtError(str(error.orig), lambda: _was_committed(engine, name, number)) from error
+            raise InDoubtError(str(error), lambda: _was_committed(engine, name, number)) from error
 
     def migration_lock(self, connection: Connection) -> None:
         """Do nothing: BEGIN IMMEDIATE is the lock."""

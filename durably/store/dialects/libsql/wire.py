@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 LOST: Final = "CONNECTION_LOST"
 """The code of what the network did, not the server."""
+NOT_FORESEEN: Final = "NOT_FORESEEN"
+"""The code of a statement that has changed another number of rows than was foreseen."""
 
 _SERVER_AT_FAULT: Final = 500
 # Of a message; a proxy sends whole pages.

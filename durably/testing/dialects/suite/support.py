@@ -16,6 +16,7 @@ from durably.ids import new_id
 from durably.store import claims, workers
 from durably.store.batch import write_batch
 from durably.store.claims import ClaimedRun, Company
+from durably.store.dialects import NotForeseenError
 from durably.store.intents import Intent
 from durably.testing.dialects.databases import databases
 
@@ -148,7 +149,10 @@ def claim(
 
 def write(app: Durably, *intents: Intent) -> list[Any]:
     """Write intents as the committer does, in one transaction; give their answers."""
-    return app.database.write(lambda connection: write_batch(connection, intents))
+    try:
+        return app.database.write(lambda connection: write_batch(connection, intents, foresees=True))
+    except NotForeseenError:
+        return app.database.write(lambda connection: write_batch(connection, intents))
 
 
 def recover(
