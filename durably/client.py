@@ -10,6 +10,7 @@ from durably.codec import Unfit
 from durably.emitter import Emitter
 from durably.errors import UsageError, ValidationError
 from durably.handle import JobHandle, check_labels
+from durably.hints import hints
 from durably.inprocess import InProcessWorkers
 from durably.jobs import DEFAULT_POOL, Job, Registry, check_name, define_job
 from durably.model import STATUSES
@@ -60,6 +61,22 @@ class Options(TypedDict, total=False):
     health_host: str
 
 
+@hints({
+    "task step": 'a job is defined by @durably.job("name"), its steps by step.run("name", function, ...) in it',
+    "define define_job add_job": "define_job is a function of the module durably; .register(job) takes what it returns",
+    "trigger enqueue send submit schedule delay": 'a run is created by its job: durably.get_job("name").trigger(input)',
+    "run run_worker work worker serve supervise":
+        "durably.start() runs a worker in this process until durably.stop(), durably.process_until_idle() all that is "
+        "pending; `durably supervise` on the command line runs worker processes",
+    "wait wait_for": "durably.wait_for_run(run.id)",
+    "await_for_run await_wait_for_run await_wait": "its awaitable twin is durably.await_run(run.id)",
+    "runs list_runs": "durably.get_runs()",
+    "jobs": "durably.registry holds them, durably.get_job(name) gives one's handle",
+    "delete": "durably.delete_run(run.id)",
+    "purge": "durably.purge_runs(older_than=...)",
+    "status": "durably.get_status()",
+    "close shutdown": "durably.stop() ends the worker that durably.start() began",
+})  # fmt: skip
 class Durably:
     """
     One application's instance. Opens nothing until it is used; safe for threads, event loops and forks.

@@ -186,7 +186,8 @@ def find_dialect(settings: Settings) -> Dialect:
     except ArgumentError:
         raise ValidationError(
             "dialect_url",
-            "not a database URL; it looks like 'sqlite:///path/to/file.db' or 'postgresql://user@host/name'",
+            "not a database URL; it looks like 'sqlite:///file.db', 'sqlite:////absolute/path/to/file.db' or "
+            "'postgresql://user@host/name'",
         ) from None
     if url.drivername == "postgres":
         url = url.set(drivername="postgresql")  # libpq takes both, and hosts give out this one
@@ -206,9 +207,11 @@ def _entry(url: URL) -> EntryPoint:
     for name in (url.drivername, url.get_backend_name()):
         if name in installed and (name == url.drivername or "+" not in url.drivername or _default_driver(url)):
             return installed[name]
+    backend = url.get_backend_name()
     raise ValidationError(
         "dialect_url",
-        f"no dialect for {url.drivername!r} is installed; installed: {', '.join(sorted(installed)) or 'none'}",
+        f"no dialect for {url.drivername!r} is installed; installed: {', '.join(sorted(installed)) or 'none'}"
+        + (f"; leave the driver to durably, as in '{backend}://...'" if backend in installed else ""),
     )
 
 

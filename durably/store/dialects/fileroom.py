@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from stat import filemode
 from typing import TYPE_CHECKING, Any, Final
 
 from durably.findings import Finding
@@ -48,6 +49,30 @@ def diagnose_file(connection: Connection, path: Path, *, largest_wal: int) -> It
     yield _wal(path, largest_wal)
     if sys.platform == "linux":
         yield _inotify()
+
+
+def why_closed(path: Path) -> str | None:
+    """
+    Tell why this user may not use a database file, and what would help.
+
+    Args:
+        path: Of the file, which need not exist; its folder does.
+
+    Returns:
+        None if the file and its folder may be read and written.
+    """
+    for place, needed in ((path.parent, os.W_OK), (path, os.R_OK | os.W_OK)):
+        if not place.exists() or os.access(place, needed):
+            continue
+        if os.statvfs(place).f_flag & os.ST_RDONLY:
+            return f"{place} is on a file system that is mounted read-only: move the file to one that is not"
+        found = place.stat()
+        return (
+            f"{place} may not be read and written by this user (uid {os.geteuid()}); it is {filemode(found.st_mode)} "
+            f"of uid {found.st_uid}: run durably as that user, or let a group that both are in write to the file and "
+            "its folder"
+        )
+    return None
 
 
 def _version(connection: Connection) -> Finding:
