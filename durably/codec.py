@@ -308,7 +308,8 @@ def _plain(value: Any, path: str, depth: int) -> Any:
     raise Unfit(
         path,
         f"{kind.__qualname__} is no JSON data (None, bool, int, finite float, str, list, dict with str keys); "
-        "declare its type, for example as the return annotation, and it comes back as itself",
+        "declare its type, as the annotation of the job's input or of what the function returns, and it comes back as "
+        "itself",
     )
 
 

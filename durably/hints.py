@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from durably.errors import UsageError
 
@@ -37,7 +37,16 @@ def hints(instead: Mapping[str, str], *, called: str | None = None) -> Callable[
 
         cls.__getattr__ = missing  # type: ignore[attr-defined] # for the interpreter, not for type checkers
         if called is not None:
-            cls.__call__ = refuse  # type: ignore[attr-defined] # the same
+            cls.__call__ = refuse  # type: ignore[method-assign] # the same
+            _NOT_CALLED.add(cls)
         return cls
 
     return give_hints
+
+
+def is_function(thing: object) -> bool:
+    """Tell whether a call of *thing* is meant to work, and not only answered with a remedy."""
+    return callable(thing) and type(thing) not in _NOT_CALLED
+
+
+_NOT_CALLED: Final[set[type]] = set()

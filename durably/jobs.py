@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from durably.codec import PLAIN, Codec, codec_for
 from durably.errors import ConflictError, ValidationError
-from durably.hints import hints
+from durably.hints import hints, is_function
 from durably.settings import POOL_NAME, parse_timeout
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def define_job(
         ValidationError: The name, the function, a type, the timeout or the pool is unusable; `field` says which.
     """
     check_name(name, "name", 'define_job("name", function)')
-    if not callable(run):
+    if not is_function(run):
         raise ValidationError("run", f"{run!r} is no function")
     if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
         raise ValidationError("run", f"{run!r} is a generator; a job returns its output")
@@ -162,7 +162,7 @@ def check_function(fn: object, step_name: str) -> None:
     Raises:
         ValidationError: On `fn`; it is no function, but what one has returned, say.
     """
-    if callable(fn):
+    if is_function(fn):
         return
     if inspect.iscoroutine(fn):
         fn.close()  # or Python would warn that nobody has awaited it
@@ -298,8 +298,13 @@ class Registry:
         Add *job*; adding the same again changes nothing.
 
         Raises:
+            ValidationError: It is no Job.
             ConflictError: Another job has the name.
         """
+        if not isinstance(job, Job):
+            raise ValidationError(
+                "job", f"{job!r} is no Job: make one with define_job(name, function); a handle has its own at .job"
+            )
         with self._lock:
             known = self._jobs.setdefault(job.name, job)
         if known is not job:

@@ -476,7 +476,7 @@ def test_the_url_of_the_command_line_wins_over_the_applications(run: Callable[..
 
 
 # contract 185
-@pytest.mark.parametrize("arguments", [["runs"], ["status"], ["trigger", "greet", "--input", "1"], ["migrate"]])
+@pytest.mark.parametrize("arguments", [["runs"], ["status"], ["trigger", "greet", "--input", ADA], ["migrate"]])
 def test_a_database_that_does_not_answer_is_told_while_it_is_waited_for(
     run: Callable[..., Done], here: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
@@ -1159,18 +1159,18 @@ def test_supervise_says_once_that_nobody_reads_its_log_and_works_on(here: Path, 
     assert run("migrate").code == 0
     for _ in range(3):
         run("trigger", "greet", "--input", ADA)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*DURABLY, "supervise", "--until-idle", "--workers", "1"],
         cwd=here,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    said = process.stderr.read()
-    assert process.wait(60) == 0
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(60) == 0
     assert said.count("durably: the log takes no lines (Broken pipe); all else goes on, and they are lost\n") == 1
     assert said.count("\n") == 2
     assert all(one["status"] == "completed" for one in run("runs", "--json").data)

@@ -13,7 +13,7 @@ from durably.cli.output import say
 from durably.client import Durably
 from durably.errors import ApplicationError, NotFoundError, ValidationError
 from durably.settings import change_settings, load_settings
-from durably.store.lateness import LOGGER
+from durably.waiting import LOGGER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,8 +72,8 @@ def _open(app: Durably) -> Iterator[None]:
 
 @contextmanager
 def saying_what_is_waited_for() -> Iterator[None]:
-    """Say on stderr what a database logs about itself, which is that it has not answered yet."""
-    logger, handler = logging.getLogger(LOGGER), _Saying()
+    """Say on stderr, in the program's own way, what durably logs by Python's logging: that a database is late."""
+    logger, handler = logging.getLogger("durably"), _Saying()
     before, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
@@ -85,7 +85,8 @@ def saying_what_is_waited_for() -> Iterator[None]:
 
 class _Saying(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        if record.name != LOGGER:  # a command that waits for a run has said more, and sooner
+            say(record.getMessage())
 
 
 def _load_or_explain(reference: str) -> Durably:

@@ -23,8 +23,7 @@ EPILOG: Final = """Signals
 
 Exit codes
   0  All ended cleanly.
-  1  The start failed (the application raises while it is imported, say), or the
-     supervisor gave up; the log says why.
+  1  The start failed, or the supervisor gave up; the log says why.
   2  Wrong usage; nothing was started.
   3  Some children had to be killed.
 
