@@ -320,12 +320,13 @@ def test_a_disk_that_is_nearly_full_is_told(
 
 
 @pytest.mark.own("sqlite")
-@pytest.mark.parametrize("closed", ["file", "folder"])
+@pytest.mark.parametrize("closed", ["file", "gate", "folder"])
 def test_a_file_that_is_closed_to_this_user_is_an_error_that_says_whose_it_is(
     folder: Path, app: Durably, url: str, monkeypatch: pytest.MonkeyPatch, examine: Examine, closed: str
 ) -> None:
     # contract 185, 200
-    place = path_of(url) if closed == "file" else path_of(url).parent
+    file = path_of(url)
+    place = {"file": file, "gate": Path(f"{file}-gate"), "folder": file.parent}[closed]
     access = os.access
     # Tests may run as root, to whom nothing is closed.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != place and access(path, mode))
@@ -333,7 +334,7 @@ def test_a_file_that_is_closed_to_this_user_is_an_error_that_says_whose_it_is(
     error = one(found, "database")
     assert (code, error.level) == (1, "error")
     assert f"{place} may not be read and written by this user (uid {os.geteuid()})" in error.message
-    assert f"of uid {place.stat().st_uid}: run durably as that user" in error.message
+    assert f"of uid {place.stat().st_uid}: chmod u+rw {place}" in error.message
     assert (error.remedy or "").startswith("open the file and its folder to this user")
 
 
