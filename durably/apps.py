@@ -132,6 +132,8 @@ def _is_file(place: str) -> bool:
 def _check_file(path: Path) -> None:
     if not path.is_file():
         raise ValidationError("app", f"there is no file {path}")
+    if path.stem == _OWN_FOLDER.name:
+        raise ValidationError("app", f"{path} hides the library of that name from all that import it: call it app.py")
 
 
 def _no_module(name: str) -> ValidationError:

@@ -431,6 +431,18 @@ def test_a_reference_to_nothing_is_wrong_usage_of_every_command(
     assert re.fullmatch(f"durably: app: {message}.*\n", done.err)
 
 
+@pytest.mark.parametrize("arguments", [["supervise"], ["trigger", "greet", "--app"]], ids=lambda given: given[0])
+def test_an_application_that_hides_the_library_is_refused(
+    run: Callable[..., Done], here: Path, arguments: list[str]
+) -> None:
+    (here / "durably.py").write_text(APP)
+    done = run(*arguments, "durably.py")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "durably: app: durably.py hides the library of that name from all that import it: call it app.py\n"
+    )
+
+
 @pytest.mark.parametrize(
     "arguments", [["trigger", "greet"], ["supervise"], ["migrate"], ["status"], ["doctor"]], ids=lambda given: given[0]
 )

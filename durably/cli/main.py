@@ -40,7 +40,8 @@ _EPILOG: Final = """Exit codes
        imported.
   2    Wrong usage: a command, option, argument or setting is wrong, also an
        application that is not there.
-  130  Ctrl-C. Some commands have more, which their help lists.
+  130  Ctrl-C.
+Some commands have more, which their help lists.
 
 Examples
   durably supervise jobs.py --workers 4
