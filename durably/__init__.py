@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from durably.client import Durably, create_durably
     from durably.errors import (
+        ApplicationError,
         Cancelled,
         CheckpointError,
         ConflictError,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from durably.worker.step import Step as StepContext
 
 __all__ = [
+    "ApplicationError",
     "AsyncStep",
     "BatchItem",
     "Cancelled",

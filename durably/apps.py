@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from durably.client import Durably
-from durably.errors import ValidationError
+from durably.errors import ApplicationError, DurablyError, ValidationError
 from durably.settings import load_settings
 from durably.words import in_words
 
@@ -71,11 +71,12 @@ def load_app(reference: str) -> Durably:
         The instance that the attribute is, or the only one of the module.
 
     Raises:
-        ValidationError: There is no such file, module or attribute, or no single instance in it, or the module raises
-            while it is imported, which is the cause. On `app`, or on what the module itself gave a wrong value.
+        ValidationError: There is no such file, module or attribute, or no single instance in it. On `app`, or on what
+            the module itself gave a wrong value.
+        ApplicationError: The module raises while it is imported, which is the cause.
     """
-    place, _, attribute = reference.partition(":")
-    module = _load_file(Path(place)) if place.endswith(".py") or "/" in place else _load_module(place)
+    place, attribute = _split(reference)
+    module = _load_file(Path(place)) if _is_file(place) else _load_module(place)
     if attribute:
         found = getattr(module, attribute, None)
         if found is None:
@@ -98,9 +99,49 @@ def load_app(reference: str) -> Durably:
     return app
 
 
-def _load_file(path: Path) -> ModuleType:
+def check_app(reference: str) -> None:
+    """
+    Make sure that a reference names a file or a module that is there, without importing it.
+
+    Raises:
+        ValidationError: On `app`; it is not.
+    """
+    place, _ = _split(reference)
+    if _is_file(place):
+        _check_file(Path(place))
+        return
+    sys.path.insert(0, str(Path.cwd()))
+    package = place.partition(".")[0]
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # no name that a module could have
+        found = None
+    if found is None:
+        raise _no_module(package)
+
+
+def _split(reference: str) -> tuple[str, str]:
+    place, _, attribute = reference.partition(":")
+    return place, attribute
+
+
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or "/" in place
+
+
+def _check_file(path: Path) -> None:
     if not path.is_file():
         raise ValidationError("app", f"there is no file {path}")
+    if path.stem == _OWN_FOLDER.name:
+        raise ValidationError("app", f"{path} hides the library of that name from all that import it: call it app.py")
+
+
+def _no_module(name: str) -> ValidationError:
+    return ValidationError("app", f"there is no module {name!r} here or installed")
+
+
+def _load_file(path: Path) -> ModuleType:
+    _check_file(path)
     name = path.stem
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path.resolve()):
@@ -129,7 +170,7 @@ def _load_module(name: str) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module exists, something that it imports does not
-    raise ValidationError("app", f"there is no module {name!r} here or installed")
+    raise _no_module(name)
 
 
 @contextmanager
@@ -141,14 +182,14 @@ def _importing(place: str) -> Iterator[None]:
         raise _failure(place, error) from error
 
 
-def _failure(place: str, error: BaseException) -> ValidationError:
+def _failure(place: str, error: BaseException) -> DurablyError:
     where = _own_place(error)
     if isinstance(error, ValidationError):
         return ValidationError(error.field, f"{error.message} (in {where or place})")
     # A syntax error's text ends with its place, in a form of its own.
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     what = in_words(type(error).__qualname__, " ".join(text.split()))
-    return ValidationError("app", f"{place} cannot be imported: {what}{f' ({where})' if where else ''}")
+    return ApplicationError(f"{place} cannot be imported: {what}{f' ({where})' if where else ''}")
 
 
 def _own_place(error: BaseException) -> str | None:

@@ -10,9 +10,10 @@ from durably.codec import Unfit
 from durably.emitter import Emitter
 from durably.errors import UsageError, ValidationError
 from durably.handle import JobHandle, check_labels
+from durably.hints import hints
 from durably.inprocess import InProcessWorkers
 from durably.jobs import DEFAULT_POOL, Job, Registry, check_name, define_job
-from durably.model import STATUSES
+from durably.model import STATUSES, Run
 from durably.settings import load_settings, parse_duration
 from durably.store import runs, triggers
 from durably.store.database import Database
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from durably.emitter import Handler, OnError
-    from durably.model import LogEntry, Progress, Run, Status, Step
+    from durably.model import LogEntry, Progress, Status, Step
     from durably.settings import Settings
     from durably.status import SystemStatus
 
@@ -60,6 +61,22 @@ class Options(TypedDict, total=False):
     health_host: str
 
 
+@hints({
+    "task step": 'a job is defined by @durably.job("name"), its steps by step.run("name", function, ...) in it',
+    "define define_job add_job": "define_job is a function of the module durably; .register(job) takes what it returns",
+    "trigger enqueue send submit schedule delay": 'a run is created by its job: durably.get_job("name").trigger(input)',
+    "run run_worker work worker serve supervise":
+        "durably.start() runs a worker in this process until durably.stop(), durably.process_until_idle() all that is "
+        "pending; `durably supervise` on the command line runs worker processes",
+    "wait wait_for": "durably.wait_for_run(run.id)",
+    "await_for_run await_wait_for_run await_wait": "its awaitable twin is durably.await_run(run.id)",
+    "runs list_runs": "durably.get_runs()",
+    "jobs": "durably.registry holds them, durably.get_job(name) gives one's handle",
+    "delete": "durably.delete_run(run.id)",
+    "purge": "durably.purge_runs(older_than=...)",
+    "status": "durably.get_status()",
+    "close shutdown": "durably.stop() ends the worker that durably.start() began",
+})  # fmt: skip
 class Durably:
     """
     One application's instance. Opens nothing until it is used; safe for threads, event loops and forks.
@@ -218,6 +235,7 @@ class Durably:
 
     def get_run(self, run_id: str) -> Run | None:
         """Look a run up; None if there is none of that id."""
+        _check_id(run_id)
         return self.database.read(lambda connection: runs.get_run(connection, run_id))
 
     def get_runs(
@@ -251,6 +269,8 @@ class Durably:
         _check_count("offset", offset)
         if limit is not None:
             _check_count("limit", limit)
+        if before is not None:
+            _check_id(before, "before")
         if before is not None and offset:
             raise ValidationError("before", "not together with offset: both say where the page begins")
         checked = check_labels(labels)
@@ -273,6 +293,7 @@ class Durably:
         Raises:
             NotFoundError: There is no such run.
         """
+        _check_id(run_id)
 
         def read(connection: Any) -> list[Step]:
             runs.require_run(connection, run_id)
@@ -287,6 +308,7 @@ class Durably:
         Raises:
             NotFoundError: There is no such run.
         """
+        _check_id(run_id)
 
         def read(connection: Any) -> list[LogEntry]:
             runs.require_run(connection, run_id)
@@ -311,6 +333,7 @@ class Durably:
             NotFoundError: There is no such run.
             ConflictError: It has ended; `status` says how.
         """
+        _check_id(run_id)
         run, previous = self.database.write(lambda connection: runs.cancel(connection, run_id), rings=True)
         # A worker here that has learned of it between the commit and now has told it.
         if not self.in_process.cancelled_here(run_id, run.generation):
@@ -325,6 +348,7 @@ class Durably:
             NotFoundError: There is no such run.
             ConflictError: It is pending, running or completed; `status` says which.
         """
+        _check_id(run_id)
         run, previous = self.database.write(lambda connection: runs.retry(connection, run_id), rings=True)
         self.emitter.emit(events.RunRetry(**_facts(run), previous_status=previous, attempt=run.attempt))
         return run
@@ -341,6 +365,7 @@ class Durably:
             ConflictError: It is pending or running; `status` says which.
             ValidationError: Its job is registered here, and its input does not fit the job's type any more.
         """
+        _check_id(run_id)
         original = self.database.read(lambda connection: triggers.read_original(connection, run_id))
         self._check_input_of(run_id, original)
         run = self.database.write(lambda c: triggers.retrigger(c, run_id, self.database.dialect.lock), rings=True)
@@ -374,6 +399,7 @@ class Durably:
             NotFoundError: There is no such run.
             ConflictError: It is pending or running.
         """
+        _check_id(run_id)
         run = self.database.write(lambda connection: runs.delete_run(connection, run_id), rings=True)
         self.emitter.emit(events.RunDelete(**_facts(run), reason="delete"))
 
@@ -452,8 +478,9 @@ class Durably:
         """
         if self.in_process.must_not_block():
             raise UsageError(
-                "this is a worker's own thread, which would stand still: in a job use `await await_run(...)`, and in a "
-                "handler of events nothing that waits"
+                "this is a worker's own thread, which would stand still: in a job use "
+                "`await durably.await_run(run.id)` or `await job.atrigger_and_wait(input)`, and in a handler of events "
+                "nothing that waits"
             )
 
     async def await_run(
@@ -474,6 +501,7 @@ class Durably:
         on_progress: Callable[[Progress], object] | None,
         on_log: Callable[[LogEntry], object] | None,
     ) -> Wait:
+        _check_id(run_id)
         return Wait(
             run_id,
             self.database,
@@ -523,6 +551,13 @@ create_durably = Durably
 
 def _facts(run: Run) -> dict[str, Any]:
     return {"run_id": run.id, "job_name": run.job_name, "labels": run.labels}
+
+
+def _check_id(run_id: object, field: str = "run_id") -> None:
+    if isinstance(run_id, Run):
+        raise ValidationError(field, f"a Run, where its id is wanted: pass run.id, {run_id.id!r}")
+    if not isinstance(run_id, str):
+        raise ValidationError(field, f"{run_id!r:.80} is no str")
 
 
 def _check_count(field: str, number: object) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -297,10 +298,18 @@ def _plain(value: Any, path: str, depth: int) -> Any:
         return {_key(k, path): _plain(v, f"{path}.{k}", depth + 1) for k, v in value.items()}
     if kind is list or kind is tuple:
         return [_plain(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
+    if isinstance(value, Coroutine):
+        value.close()  # or Python would warn that nobody has awaited it
+        raise Unfit(
+            path,
+            "it is a coroutine, which nobody has awaited: give the `async def` function itself, not one that calls it, "
+            "or await the call",
+        )
     raise Unfit(
         path,
         f"{kind.__qualname__} is no JSON data (None, bool, int, finite float, str, list, dict with str keys); "
-        "declare its type, for example as the return annotation, and it comes back as itself",
+        "declare its type, as the annotation of the job's input or of what the function returns, and it comes back as "
+        "itself",
     )
 
 

@@ -16,6 +16,7 @@ Everything that durably raises.
         ├── DuplicateStepError, CheckpointError    a step name used twice; a checkpoint unfit for its type
         ├── EncodingError (also TypeError)         a step's or job's value cannot be stored as JSON
         ├── UsageError (also RuntimeError)         a call in the wrong place
+        ├── ApplicationError                       the application raised while it was imported
         ├── SchemaOutdatedError, SchemaTooNewError the database's schema and the code differ
         ├── CopyUnfinishedError                    a copy into this database was begun and has not ended
         └── DatabaseUnavailableError               the database did not answer in time; the cause is chained
@@ -219,6 +220,10 @@ class EncodingError(DurablyError, TypeError):
 
 class UsageError(DurablyError, RuntimeError):
     """A call in the wrong place: a synchronous wait on an event loop, a step after its run's end."""
+
+
+class ApplicationError(DurablyError):
+    """The application that was named raised while it was imported; the cause is chained."""
 
 
 class SchemaOutdatedError(DurablyError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from durably import events
 from durably.codec import Encoded, check_input
 from durably.errors import ValidationError
+from durably.hints import hints
 from durably.ids import new_id
 from durably.settings import check_timeout
 from durably.store import triggers
@@ -43,6 +44,18 @@ class BatchItem:
     labels: Mapping[str, str] | None = None
 
 
+@hints(
+    {
+        "delay apply_async send enqueue submit schedule queue push run start call":
+            "a run is created by .trigger(input), and a worker executes it",
+        "map batch bulk trigger_many": "runs are created, all or none, by .batch_trigger(inputs)",
+        "wait result": ".trigger_and_wait(input) waits, and the run that it returns has the output",
+        "cancel retry": "a run is cancelled or retried by the instance: durably.cancel(run.id), durably.retry(run.id)",
+        "fn func function": "the job's function is .job.run",
+    },
+    called="a job is triggered, not called: .trigger(input) creates a run, which a worker executes, and "
+    ".trigger_and_wait(input) waits for its end",
+)  # fmt: skip
 class JobHandle:
     """
     A job registered with one instance.
@@ -231,7 +244,8 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ValidationError("input", f"not JSON: {error}") from error
+        remedy = f"; as a text it has quotes of its own: {json.dumps(text)}" if text[:1].isalpha() else ""
+        raise ValidationError("input", f"not JSON: {error}{remedy}") from error
 
 
 def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:

@@ -99,7 +99,10 @@ class InProcessWorkers:
             UsageError: This thread runs an event loop.
         """
         if _is_on_a_loop():
-            raise UsageError("this thread runs an event loop, which would stand still; use the awaitable twin")
+            raise UsageError(
+                "this thread runs an event loop, as a notebook's does, which would stand still; use the awaitable "
+                "twin: `await durably.aprocess_until_idle()`, `await durably.aprocess_one()`"
+            )
         app = self._durably
         mine: list[Worker] = []
 

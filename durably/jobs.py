@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from durably.codec import PLAIN, Codec, codec_for
 from durably.errors import ConflictError, ValidationError
+from durably.hints import hints, is_function
 from durably.settings import POOL_NAME, parse_timeout
 
 if TYPE_CHECKING:
@@ -22,6 +23,13 @@ MAX_NAME_LENGTH: Final = 255
 DEFAULT_POOL: Final = "default"
 
 
+@hints(
+    {
+        "trigger batch_trigger trigger_and_wait atrigger atrigger_and_wait abatch_trigger delay":
+            "a job has runs where it is registered: durably.register(job) gives the handle, which has .trigger(input)",
+    },
+    called="a job is registered and triggered, not called: durably.register(job).trigger(input)",
+)  # fmt: skip
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
     """
@@ -79,7 +87,7 @@ def define_job(
         ValidationError: The name, the function, a type, the timeout or the pool is unusable; `field` says which.
     """
     check_name(name, "name", 'define_job("name", function)')
-    if not callable(run):
+    if not is_function(run):
         raise ValidationError("run", f"{run!r} is no function")
     if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
         raise ValidationError("run", f"{run!r} is a generator; a job returns its output")
@@ -147,6 +155,24 @@ def check_name(name: object, field_name: str, use: str = 'step.run("name", funct
     return name
 
 
+def check_function(fn: object, step_name: str) -> None:
+    """
+    Check what a step is to call.
+
+    Raises:
+        ValidationError: On `fn`; it is no function, but what one has returned, say.
+    """
+    if is_function(fn):
+        return
+    if inspect.iscoroutine(fn):
+        fn.close()  # or Python would warn that nobody has awaited it
+    raise ValidationError(
+        "fn",
+        f"{fn!r:.80} is no function; the step calls it, so pass it and its arguments apart: "
+        f"step.run({step_name!r}, function, argument), not step.run({step_name!r}, function(argument))",
+    )
+
+
 @lru_cache(maxsize=4096)
 def _check_name(name: str, field_name: str) -> None:
     if not 1 <= len(name) <= MAX_NAME_LENGTH:
@@ -207,12 +233,24 @@ def _codec_of_return(key: _ByCode) -> Codec:
     return _codec(_hints(key.fn).get("return", Any), "output")
 
 
+def _place(fn: Callable[..., Any]) -> str:
+    """Tell a person which function this is."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    code = getattr(fn, "__code__", None)
+    return repr(fn) if code is None else f"{fn.__qualname__} in {code.co_filename}:{code.co_firstlineno}"
+
+
 def _second_parameter(run: Callable[..., Any]) -> str:
     try:
         parameters = list(inspect.signature(run).parameters.values())
         inspect.signature(run).bind(None, None)
     except (TypeError, ValueError) as error:
-        raise ValidationError("run", f"{run!r} does not take (step, input): {error}") from error
+        raise ValidationError(
+            "run",
+            f"{run!r} does not take (step, input): {error}; a job has one input, which may be a dataclass, a pydantic "
+            "model or a dict, and is there, as None say, where it needs none",
+        ) from error
     return parameters[1].name if len(parameters) > 1 else ""
 
 
@@ -260,12 +298,21 @@ class Registry:
         Add *job*; adding the same again changes nothing.
 
         Raises:
+            ValidationError: It is no Job.
             ConflictError: Another job has the name.
         """
+        if not isinstance(job, Job):
+            raise ValidationError(
+                "job", f"{job!r} is no Job: make one with define_job(name, function); a handle has its own at .job"
+            )
         with self._lock:
             known = self._jobs.setdefault(job.name, job)
         if known is not job:
-            raise ConflictError(f"another job is registered under the name {job.name!r}")
+            raise ConflictError(
+                f"another job is registered under the name {job.name!r}: {_place(known.run)}, now {_place(job.run)}; "
+                "give each a name of its own, and where one definition is executed again, as in a notebook, make the "
+                "instance anew before it"
+            )
 
     def get(self, name: str) -> Job | None:
         """Give the job of that name, or None."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from durably.hints import hints
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
@@ -37,6 +39,19 @@ class Progress:
     message: str | None = None
 
 
+@hints({
+    "wait join": "wait for its end with durably.wait_for_run(run.id), or await durably.await_run(run.id)",
+    "result get value": "durably.wait_for_run(run.id) waits for its end, and the run that it returns has the output",
+    "refresh reload update": "a run is a record of one moment; durably.get_run(run.id) looks again",
+    "cancel retry retrigger": "the instance does it: durably.cancel(run.id), .retry(run.id), .retrigger(run.id)",
+    "delete": "durably.delete_run(run.id)",
+    "steps": "durably.get_steps(run.id)",
+    "logs log": "durably.get_logs(run.id)",
+    "state": "it is called status",
+    "name job": "it is called job_name",
+    "run_id": "it is called id",
+    "is_done done finished is_completed": "is_terminal tells whether it has ended, status how",
+})  # fmt: skip
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """

@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from functools import cache
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -274,6 +275,20 @@ def change_settings(settings: Settings, **changes: Any) -> Settings:
     """
     kept = {name: getattr(settings, name) for name in _NAMES}
     return load_settings(**kept | {k: v for k, v in changes.items() if v is not None})
+
+
+def purpose_of(name: str) -> str:
+    """Give what `Settings` says about one of them; empty where Python was told to keep no docstrings."""
+    found = re.search(rf"^    {name}: (.+(?:\n {{8}}.+)*)", cleandoc(Settings.__doc__ or ""), re.MULTILINE)
+    return "" if found is None else " ".join(found[1].split())
+
+
+def default_of(name: str) -> str | None:
+    """Spell the default of a setting for people; None if there is none."""
+    default = next(f.default for f in fields(Settings) if f.name == name)
+    if default is None:
+        return None
+    return f"{default:g} s" if isinstance(default, float) else str(default)
 
 
 def find_sources() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import select
 import threading
 import time
@@ -25,6 +26,8 @@ from durably.errors import (
 )
 from durably.settings import check_timeout
 from durably.store import runs
+from durably.store.workers import get_workers
+from durably.worker.context import current_execution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from durably.store.dialects import Watch
 
 T = TypeVar("T")
+LOGGER: Final = "durably.waiting"
+_PATIENCE_SECONDS: Final = 2.0
 _LOOKS_AFTER_A_SIGN: Final = (0.0, 0.001, 0.002, 0.004, 0.008)
 _ENDS: Final = ("run:complete", "run:fail", "run:cancel", "run:delete")
 
@@ -122,6 +127,8 @@ class Wait:
         self._timeout = timeout
         self._on_progress = on_progress
         self._on_log = on_log
+        # When to look whether anybody is there who could execute the run; None once that was done.
+        self._patient_until: float | None = time.monotonic() + _PATIENCE_SECONDS
         self._progress: Progress | None = None
         self._log_position: int | None = None
         # Both under the lock: an awaited wait may be cancelled while a thread opens its watch.
@@ -210,12 +217,27 @@ class Wait:
 
     def _read(self, connection: Any) -> tuple[Run | None, list[LogEntry]]:
         run = runs.get_run(connection, self._run_id)
+        if self._patient_until is not None and time.monotonic() >= self._patient_until and run is not None:
+            self._patient_until = None
+            self._warn_if_nobody_comes(connection, run)
         if self._on_log is None or run is None:
             return run, []
         if self._log_position is None:
             self._log_position = runs.last_log_position(connection, self._run_id)
         entries, self._log_position = runs.get_logs(connection, self._run_id, after=self._log_position)
         return run, entries
+
+    def _warn_if_nobody_comes(self, connection: Any, run: Run) -> None:
+        """Log, once, what a run that is waited for waits for itself, where it may well be for ever."""
+        if run.status != "pending":
+            return
+        if not get_workers(connection, alive_only=True):
+            why = "no worker is alive: durably.start() runs one in this process, `durably supervise` worker processes"
+        elif current_execution.get() is not None:
+            why = "the job that waits for it keeps a slot of a worker meanwhile; `concurrency` gives workers more slots"
+        else:
+            return
+        logging.getLogger(LOGGER).warning("run %s of job %r is still pending, and %s", run.id, run.job_name, why)
 
     def _tell(self, callback: Callable[[T], object] | None, news: T) -> None:
         if callback is None:

@@ -24,7 +24,7 @@ from durably.cli.main import main
 from durably.cli.options import parse_timeout
 from durably.cli.output import printable
 from durably.cli.timeline import bar
-from durably.errors import SchemaOutdatedError, ValidationError
+from durably.errors import ApplicationError, SchemaOutdatedError, ValidationError
 from durably.model import Step
 from durably.testing.dialects.suite.support import eventually, sql
 
@@ -283,6 +283,21 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     assert (done.code, done.out, done.err) == (2, "", message)
 
 
+def test_help_groups_commands_and_options(run: Callable[..., Done]) -> None:
+    out = run("--help").out
+    positions = [out.index(text) for text in (" Work ", " Look ", " Change ", " Database ", "Exit codes", "Examples")]
+    assert positions == sorted(positions)
+    out = run("supervise", "--help").out
+    panels = (" Application and database ", " Workers ", " Health and metrics ", " Log ")
+    assert all(panel in out for panel in panels)
+
+
+def test_an_option_of_a_setting_says_what_the_setting_says(run: Callable[..., Done]) -> None:
+    out = " ".join(run("supervise", "--help").out.replace("│", " ").split())
+    assert "Runs that one worker executes at once, 1 to 1,000. [default: (1)]" in out
+    assert "How long stopping waits for held runs before it releases them. [default: (30 s)]" in out
+
+
 def test_a_number_that_is_none_is_wrong_usage(run: Callable[..., Done], here: Path) -> None:
     done = run("runs", "--limit", "many")
     assert done.code == 2
@@ -347,10 +362,10 @@ def test_without_a_database_the_ways_to_name_one_are_told(run: Callable[..., Don
 def test_an_application_that_does_not_import_is_one_line_with_its_place(run: Callable[..., Done], here: Path) -> None:
     (here / "app.py").write_text("from durably import Durably\n\nimport nothing_of_this_name\n")
     done = run("trigger", "greet")
-    assert done.code == 2
+    assert done.code == 1
     place = re.escape(f"({here / 'app.py'}:3)")
     assert re.fullmatch(
-        rf"durably: app: app\.py cannot be imported: ModuleNotFoundError: .*nothing_of_this_name.* {place}\n", done.err
+        rf"durably: app\.py cannot be imported: ModuleNotFoundError: .*nothing_of_this_name.* {place}\n", done.err
     )
 
 
@@ -359,7 +374,8 @@ def test_a_wrong_setting_in_an_application_is_named_with_its_place(run: Callable
     done = run("migrate")
     assert done.code == 2
     assert re.fullmatch(
-        rf"durably: workers: 0 is out of range: .* \(in {re.escape(str(here / 'app.py'))}:2\)\n", done.err
+        rf"durably: workers: 0 is out of range: .* \(in {re.escape(str(here / 'app.py'))}:2\); for a look .*\n",
+        done.err,
     )
 
 
@@ -372,7 +388,7 @@ def test_an_attribute_that_an_application_lacks_is_told_with_those_that_it_has(h
 def test_an_application_is_imported_anew_after_an_import_that_failed(here: Path) -> None:
     (here / "app.py").write_text("from durably import Durably\ndurably = Durably('sqlite:///a.db')\nnothing\n")
     for _ in range(2):
-        with pytest.raises(ValidationError, match="cannot be imported: NameError"):
+        with pytest.raises(ApplicationError, match="cannot be imported: NameError"):
             load_app("app.py")
 
 
@@ -381,22 +397,72 @@ def test_an_application_that_exits_as_it_is_imported_does_not_end_the_command_it
 ) -> None:
     (here / "app.py").write_text("raise SystemExit('set API_KEY')")
     done = run("migrate")
-    assert done.code == 2
+    assert done.code == 1
     assert "app.py cannot be imported: SystemExit: set API_KEY" in done.err
 
 
 def test_traceback_shows_where_an_import_failed(run: Callable[..., Done], here: Path) -> None:
     (here / "app.py").write_text("def boom():\n    return 1 / 0\nboom()\n")
     done = run("--traceback", "trigger", "greet")
-    assert done.code == 2
+    assert done.code == 1
     assert "Traceback (most recent call last)" in done.err
     assert "in boom" in done.err
-    assert "durably: app: app.py cannot be imported: ZeroDivisionError" in done.err
+    assert "durably: app.py cannot be imported: ZeroDivisionError" in done.err
 
 
-def test_a_reference_to_nothing_is_wrong_usage(run: Callable[..., Done], here: Path) -> None:
-    done = run("trigger", "greet", "--app", "nowhere.py")
-    assert (done.code, done.err) == (2, "durably: app: there is no file nowhere.py\n")
+@pytest.mark.parametrize(
+    "arguments",
+    [["trigger", "greet", "--app"], ["supervise"], ["migrate"], ["status", "--app"], ["doctor", "--app"]],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("nowhere.py", "there is no file nowhere.py"),
+        ("nowhere", "there is no module 'nowhere' here or installed"),
+        ("nowhere.jobs:app", "there is no module 'nowhere.* here or installed"),
+    ],
+)
+def test_a_reference_to_nothing_is_wrong_usage_of_every_command(
+    run: Callable[..., Done], here: Path, arguments: list[str], reference: str, message: str
+) -> None:
+    done = run(*arguments, reference)
+    assert (done.code, done.out) == (2, "")
+    assert re.fullmatch(f"durably: app: {message}.*\n", done.err)
+
+
+@pytest.mark.parametrize("arguments", [["supervise"], ["trigger", "greet", "--app"]], ids=lambda given: given[0])
+def test_an_application_that_hides_the_library_is_refused(
+    run: Callable[..., Done], here: Path, arguments: list[str]
+) -> None:
+    (here / "durably.py").write_text(APP)
+    done = run(*arguments, "durably.py")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "durably: app: durably.py hides the library of that name from all that import it: call it app.py\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["trigger", "greet"], ["supervise"], ["migrate"], ["status"], ["doctor"]], ids=lambda given: given[0]
+)
+def test_an_application_that_raises_as_it_is_imported_is_no_wrong_usage(here: Path, arguments: list[str]) -> None:
+    (here / "app.py").write_text("raise RuntimeError('the vault is away')\n")
+    done = command(*arguments, cwd=here)
+    assert done.code == 1
+    assert "app.py cannot be imported: RuntimeError: the vault is away" in " ".join((done.out + done.err).split())
+
+
+@pytest.mark.parametrize("name", ["status", "runs", "top"])
+def test_a_look_with_a_broken_application_says_how_to_do_without_it(
+    run: Callable[..., Done], here: Path, name: str
+) -> None:
+    (here / "app.py").write_text("import nothing_of_this_name\n")
+    done = run(name)
+    assert done.code == 1
+    assert done.err.endswith("; for a look without the application, name its database: --dialect-url URL\n")
+    assert run("migrate", "--dialect-url", "sqlite:///jobs.db").code == 0
+    assert run(name, "--dialect-url", "sqlite:///jobs.db").code == 0
 
 
 def test_commands_about_the_database_need_no_application(
@@ -419,6 +485,34 @@ def test_the_url_of_the_command_line_wins_over_the_applications(run: Callable[..
     triggered = run("trigger", "greet", "--input", ADA, *other).out.strip()
     assert [one["id"] for one in run("runs", "--json", *other).data] == [triggered]
     assert run("runs", "--json").data == []
+
+
+# contract 185
+@pytest.mark.parametrize("arguments", [["runs"], ["status"], ["trigger", "greet", "--input", ADA], ["migrate"]])
+def test_a_database_that_does_not_answer_is_told_while_it_is_waited_for(
+    run: Callable[..., Done], here: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    (here / "app.py").write_text(APP.replace("sqlite:///jobs.db", "postgresql://ada:secret@127.0.0.1:9/none"))
+    monkeypatch.setenv("DURABLY_DATABASE_TIMEOUT", "0.3")
+    monkeypatch.setattr("durably.store.lateness.TOLD_AFTER_SECONDS", 0.05)
+    done = run(*arguments)
+    assert done.code == 1
+    waiting, refused = done.err.splitlines()[:2]
+    assert waiting == (
+        "durably: waiting for postgresql://ada:***@127.0.0.1:9/none; if it does not answer, that ends after some 0.3 s"
+    )
+    assert refused.startswith("durably: postgresql://ada:***@127.0.0.1:9/none: ")
+
+
+# contract 185
+def test_supervise_logs_that_it_waits_for_its_database(here: Path) -> None:
+    (here / "app.py").write_text(APP.replace("sqlite:///jobs.db", "postgresql://ada:secret@127.0.0.1:9/none"))
+    done = command("supervise", "--workers", "1", cwd=here, env=os.environ | {"DURABLY_DATABASE_TIMEOUT": "2.5"})
+    assert done.code == 1
+    told = [json.loads(line) for line in done.out.splitlines()]
+    (waiting,) = [line for line in told if line.get("logger") == "durably.database"]
+    assert (waiting["level"], waiting["process"]["role"]) == ("warning", "keeper")
+    assert waiting["event"].endswith("if it does not answer, that ends after some 2.5 s")
 
 
 # --- migrate ------------------------------------------------------------------------------------------------
@@ -521,6 +615,34 @@ def test_trigger_reads_its_input_from_stdin(
 
 def test_trigger_without_input_gives_null(run: Callable[..., Done], folder: Path) -> None:
     assert run("trigger", "break", "--json").data["input"] is None
+
+
+@pytest.mark.parametrize(
+    ("job", "example"),
+    [
+        ("greet", '{"name": "text", "age": 1}'),
+        ("count", "1"),
+        ("hold", '"text"'),
+    ],
+)
+def test_a_trigger_without_the_input_that_its_job_needs_shows_one(
+    run: Callable[..., Done], folder: Path, job: str, example: str
+) -> None:
+    done = run("trigger", job)
+    assert (done.code, done.out) == (2, "")
+    shown = shlex.quote(example)
+    assert done.err.startswith(
+        f"durably: input: job {job!r} needs one, and none was given; it looks like --input {shown} (input: "
+    )
+    assert run("trigger", job, "--input", example).code == 0
+
+
+def test_a_trigger_with_another_input_than_its_job_takes_shows_one(run: Callable[..., Done], folder: Path) -> None:
+    assert run("trigger", "count", "--input", '"many"').err.endswith("; it looks like --input 1\n")
+    done = run("trigger", "hold", "--input", "flag.txt")
+    assert done.err.startswith("durably: input: not JSON: ")
+    assert 'as a text it has quotes of its own: "flag.txt"' in done.err
+    assert "the input is an option: --input JSON" in run("trigger", "count", "3").err
 
 
 def test_a_trigger_answered_with_an_older_run_says_so(run: Callable[..., Done], folder: Path) -> None:
@@ -1044,6 +1166,28 @@ def test_supervise_logs_for_people_if_that_is_wanted(here: Path) -> None:
     assert re.search(r"\d I supervisor:start +supervisor ", done.out)
 
 
+def test_supervise_says_once_that_nobody_reads_its_log_and_works_on(here: Path, run: Callable[..., Done]) -> None:
+    (here / "app.py").write_text(APP)
+    assert run("migrate").code == 0
+    for _ in range(3):
+        run("trigger", "greet", "--input", ADA)
+    with subprocess.Popen(
+        [*DURABLY, "supervise", "--until-idle", "--workers", "1"],
+        cwd=here,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(60) == 0
+    assert said.count("durably: the log takes no lines (Broken pipe); all else goes on, and they are lost\n") == 1
+    assert said.count("\n") == 2
+    assert all(one["status"] == "completed" for one in run("runs", "--json").data)
+
+
 def test_supervise_ends_with_0_after_sigterm(here: Path) -> None:
     (here / "app.py").write_text(APP)
     with supervised(here, "--dialect-url", "sqlite:///other.db") as process:
@@ -1085,7 +1229,7 @@ def test_supervise_tells_in_one_line_why_an_application_does_not_import(
     assert done.code == 1
     (told,) = [line for line in done.out.splitlines() if "supervisor:error" in line]
     error = json.loads(told)["error"] if log_format == "json" else told
-    assert error.endswith("the start failed: app: app.py cannot be imported: " + reason.format(place=here / "app.py"))
+    assert error.endswith("the start failed: app.py cannot be imported: " + reason.format(place=here / "app.py"))
     assert "Traceback" not in done.out + done.err
 
 

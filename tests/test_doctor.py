@@ -320,6 +320,27 @@ def test_a_disk_that_is_nearly_full_is_told(
 
 
 @pytest.mark.own("sqlite")
+@pytest.mark.parametrize("closed", ["file", "gate", "folder"])
+def test_a_file_that_is_closed_to_this_user_is_an_error_that_says_whose_it_is(
+    folder: Path, app: Durably, url: str, monkeypatch: pytest.MonkeyPatch, examine: Examine, closed: str
+) -> None:
+    # contract 185, 200
+    file = path_of(url)
+    place = {"file": file, "gate": Path(f"{file}-gate"), "folder": file.parent}[closed]
+    if closed == "gate":
+        place.touch()  # made by the first writer
+    access = os.access
+    # Tests may run as root, to whom nothing is closed.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != place and access(path, mode))
+    code, found = examine()
+    error = one(found, "database")
+    assert (code, error.level) == (1, "error")
+    assert f"{place} may not be read and written by this user (uid {os.geteuid()})" in error.message
+    assert f"of uid {place.stat().st_uid}: chmod u+rw {place}" in error.message
+    assert (error.remedy or "").startswith("open the file and its folder to this user")
+
+
+@pytest.mark.own("sqlite")
 def test_a_network_file_system_is_an_error(
     folder: Path, app: Durably, examine: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -373,7 +373,48 @@ def test_a_broken_pipe_does_not_change_the_exit_code() -> None:
         assert child.stderr
         child.stdout.close()
         child.stdin.close()
-        assert child.stderr.read() == b"1000\n"
+        complaint, lost = child.stderr.read().splitlines()
+        assert complaint == b"durably: the log takes no lines (Broken pipe); all else goes on, and they are lost"
+        assert lost == b"1000"
+        assert child.wait() == 0
+
+
+def test_a_log_that_takes_lines_again_says_how_many_were_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with os.fdopen(reader, "rb", buffering=0) as read, os.fdopen(writer, "w") as stream:
+        configure_log(stream)
+        relay = LogRelay()
+        long = as_record(EXAMPLES["run:complete"]) | {"output": "x" * 300_000}
+        for _ in range(3):
+            relay(long)  # the pipe holds less than this
+        while read.read(65_536):
+            pass
+        for _ in range(2):
+            relay(as_record(EXAMPLES["run:start"]))
+    assert capfd.readouterr().err.splitlines() == [
+        "durably: the log takes no lines (who should read it does not); all else goes on, and they are lost",
+        "durably: the log takes lines again; 3 were lost",
+    ]
+
+
+def test_what_goes_to_standard_error_complains_of_it_nowhere() -> None:
+    code = (
+        "import sys; from durably.telemetry import configure_log, get_logger, lost_lines\n"
+        "configure_log(sys.stderr); log = get_logger(); sys.stdin.read()\n"
+        "for _ in range(3): log.info('hello')\n"
+        "print(lost_lines())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stdin
+        assert child.stdout
+        assert child.stderr
+        child.stderr.close()
+        child.stdin.close()
+        assert child.stdout.read() == b"3\n"
         assert child.wait() == 0
 
 
@@ -436,7 +477,7 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch, variable: str, va
         ("run:complete", r"I run:complete     9F3K       import_users Q7TN2A duration=1 min 33 s output=0"),
         (
             "run:start",
-            r"I run:start        9F3K       import_users Q7TN2A attempt=2 interruptions=1 waited=2.1 ms",
+            r"I run:start        9F3K       import_users Q7TN2A resumed 2 times attempt=2 interruptions=1 waited=2.1 ms",  # noqa: E501 - a line
         ),
         (
             "run:fail",
@@ -456,6 +497,12 @@ def test_a_person_sees_who_what_and_the_values_that_matter(kind: str, shown: str
     text = f"{clock} {shown}\n"
     assert console_of(as_record(EXAMPLES[kind])) == text
     assert console_of(through_channel(as_record(EXAMPLES[kind]))) == text
+
+
+@pytest.mark.parametrize(("generation", "shown"), [(1, ""), (2, " resumed"), (3, " resumed 2 times")])
+def test_a_person_sees_how_often_a_run_was_resumed(generation: int, shown: str) -> None:
+    record = as_record(EXAMPLES["run:start"]) | {"generation": generation, "attempt": 1, "interruptions": 0}
+    assert console_of(record).endswith(f"import_users Q7TN2A{shown} waited=2.1 ms\n")
 
 
 def test_a_long_output_is_shortened_and_an_omitted_one_shown_by_its_size() -> None:

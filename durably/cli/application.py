@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from durably.apps import find_app, load_app
+from durably.cli.output import say
 from durably.client import Durably
-from durably.errors import NotFoundError, ValidationError
+from durably.errors import ApplicationError, NotFoundError, ValidationError
 from durably.settings import change_settings, load_settings
+from durably.waiting import LOGGER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +39,7 @@ def application(argument: str | None, dialect_url: str | None = None) -> Iterato
     app = _load(find_app(argument).reference)
     if dialect_url is not None:
         app.reconfigure(change_settings(app.settings, dialect_url=dialect_url))
-    with contextlib.closing(app.database):
+    with _open(app):
         yield app
 
 
@@ -50,15 +53,51 @@ def database(argument: str | None, dialect_url: str | None) -> Iterator[Durably]
         dialect_url: As given; else that of the application as given, of the settings, of an application found.
 
     Raises:
-        ValidationError: Nothing names a database.
+        ValidationError: Nothing names a database, or the application that should does not.
+        ApplicationError: The application cannot be imported.
     """
     if dialect_url is None and (argument is not None or not load_settings().dialect_url):
-        with application(argument or _find_or_explain()) as app:
-            yield app
-        return
-    app = Durably(dialect_url)
-    with contextlib.closing(app.database):
+        app = _load_or_explain(argument or _find_or_explain())
+    else:
+        app = Durably(dialect_url)
+    with _open(app):
         yield app
+
+
+@contextmanager
+def _open(app: Durably) -> Iterator[None]:
+    with saying_what_is_waited_for(), contextlib.closing(app.database):
+        yield
+
+
+@contextmanager
+def saying_what_is_waited_for() -> Iterator[None]:
+    """Say on stderr, in the program's own way, what durably logs by Python's logging: that a database is late."""
+    logger, handler = logging.getLogger("durably"), _Saying()
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+
+
+class _Saying(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name != LOGGER:  # a command that waits for a run has said more, and sooner
+            say(record.getMessage())
+
+
+def _load_or_explain(reference: str) -> Durably:
+    """Import an application for the sake of its database alone, which can be named without it."""
+    remedy = "for a look without the application, name its database: --dialect-url URL"
+    try:
+        return _load(reference)
+    except ValidationError as error:
+        raise ValidationError(error.field, f"{error.message}; {remedy}") from error
+    except ApplicationError as error:
+        raise ApplicationError(f"{error}; {remedy}") from error
 
 
 def _find_or_explain() -> str:

@@ -11,9 +11,9 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
-from durably.apps import find_app, load_app
+from durably.apps import check_app, find_app, load_app
 from durably.cli.application import database
-from durably.errors import DurablyError, SchemaOutdatedError, ValidationError
+from durably.errors import ApplicationError, DurablyError, SchemaOutdatedError, ValidationError
 from durably.findings import Finding
 from durably.settings import find_sources, find_unknown_variables, load_settings
 from durably.store import stuck
@@ -38,7 +38,12 @@ def examine(argument: str | None, dialect_url: str | None) -> Iterator[Finding]:
     Args:
         argument: The application as given; None to find it.
         dialect_url: As given; None to find it.
+
+    Raises:
+        ValidationError: On `app`: what was given names nothing.
     """
+    if argument is not None:
+        check_app(argument)
     yield _program()
     yield from _environment()
     try:
@@ -53,7 +58,7 @@ def examine(argument: str | None, dialect_url: str | None) -> Iterator[Finding]:
             yield from _settings(app, "the application" if dialect_url is None else "--dialect-url")
             yield from _database(app)
     except DurablyError as error:
-        if (failed := _failed("database", error)).message != application.message:
+        if not (failed := _failed("database", error)).message.startswith(application.message):
             yield failed
 
 
@@ -80,7 +85,7 @@ def _application(argument: str | None) -> Finding:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             app = load_app(found.reference)
-    except ValidationError as error:
+    except (ApplicationError, ValidationError) as error:
         return _failed("application", error, f"durably --traceback trigger JOB --app {found.reference} shows where")
     names = app.registry.names()
     if not names:
@@ -130,7 +135,9 @@ def _database(app: Durably) -> Iterator[Finding]:
         yield _failed("schema", error)
         return
     except DurablyError as error:
-        yield _failed("database", error, "start it, or correct the URL; `durably doctor` again tells more")
+        is_file = app.database.dialect.capabilities.hosts == "one"
+        remedy = "open the file and its folder to this user" if is_file else "start it"
+        yield _failed("database", error, f"{remedy}, or correct the URL; `durably doctor` again tells more")
         return
     slow = seconds > _SLOW_SECONDS
     yield Finding(

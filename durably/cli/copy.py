@@ -39,6 +39,7 @@ def copy(
     """Copy all runs, steps, logs and labels to another database."""
     import contextlib
 
+    from durably.cli.application import saying_what_is_waited_for
     from durably.cli.copybars import CopyBars
     from durably.cli.output import emit, emit_json, say
     from durably.store.copying import copy as copy_database
@@ -47,6 +48,7 @@ def copy(
     with contextlib.ExitStack() as opened:
         for database in databases:
             opened.callback(database.close)
+        opened.enter_context(saying_what_is_waited_for())
         _refuse_missing(databases[0])
         try:
             with CopyBars() as bars:

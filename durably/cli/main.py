@@ -34,33 +34,51 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
-_EPILOG: Final = """Examples
+_EPILOG: Final = """Exit codes
+  0    Done.
+  1    What was asked for failed: the run, the database, the application as it was
+       imported.
+  2    Wrong usage: a command, option, argument or setting is wrong, also an
+       application that is not there.
+  130  Ctrl-C.
+Some commands have more, which their help lists.
+
+Examples
   durably supervise jobs.py --workers 4
   durably trigger hello --input '"Ada"' --wait
   durably runs --status failed
 """
 
 cli = typer.Typer(cls=Group, rich_markup_mode="rich")
-for _command, _command_epilog in (
-    (supervise.supervise, supervise.EPILOG),
-    (migrate.migrate, migrate.EPILOG),
-    (trigger.trigger, trigger.EPILOG),
-    (wait.wait, wait.EPILOG),
-    (runs.runs, runs.EPILOG),
-    (show.show, show.EPILOG),
-    (logs.logs, logs.EPILOG),
-    (changes.retry, changes.RETRY_EPILOG),
-    (changes.retrigger, changes.RETRIGGER_EPILOG),
-    (changes.cancel, changes.CANCEL_EPILOG),
-    (changes.delete, changes.DELETE_EPILOG),
-    (purge.purge, purge.EPILOG),
-    (workers.workers, workers.EPILOG),
-    (status.status, status.EPILOG),
-    (top.top, top.EPILOG),
-    (doctor.doctor, doctor.EPILOG),
-    (copy.copy, copy.EPILOG),
-):
-    cli.command(cls=Command, epilog=_command_epilog)(_command)
+for _panel, _commands in {
+    "Work": (
+        (supervise.supervise, supervise.EPILOG),
+        (trigger.trigger, trigger.EPILOG),
+        (wait.wait, wait.EPILOG),
+    ),
+    "Look": (
+        (status.status, status.EPILOG),
+        (top.top, top.EPILOG),
+        (runs.runs, runs.EPILOG),
+        (show.show, show.EPILOG),
+        (logs.logs, logs.EPILOG),
+        (workers.workers, workers.EPILOG),
+        (doctor.doctor, doctor.EPILOG),
+    ),
+    "Change": (
+        (changes.cancel, changes.CANCEL_EPILOG),
+        (changes.retry, changes.RETRY_EPILOG),
+        (changes.retrigger, changes.RETRIGGER_EPILOG),
+        (changes.delete, changes.DELETE_EPILOG),
+        (purge.purge, purge.EPILOG),
+    ),
+    "Database": (
+        (migrate.migrate, migrate.EPILOG),
+        (copy.copy, copy.EPILOG),
+    ),
+}.items():
+    for _command, _command_epilog in _commands:
+        cli.command(cls=Command, epilog=_command_epilog, rich_help_panel=_panel)(_command)
 
 
 @dataclass
@@ -155,8 +173,10 @@ def _spell_usage(error: Any, message: str) -> str:
         return "--traceback stands before the command: durably --traceback COMMAND"
     context = getattr(error, "ctx", None)
     path = "durably" if context is None else context.command_path
-    words = " ".join(message.replace("Value error, ", "").split())
-    return f"{words.removesuffix('.')}; see {path} --help"
+    words = " ".join(message.replace("Value error, ", "").split()).removesuffix(".")
+    if path.endswith(" trigger") and "unexpected extra argument" in words:
+        words += "; the input is an option: --input JSON"
+    return f"{words}; see {path} --help"
 
 
 def _print_traceback(error: Exception) -> None:

@@ -6,15 +6,23 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from durably.errors import ValidationError
-from durably.settings import parse_duration
+from durably.settings import default_of, parse_duration, purpose_of
 
+WHERE = "Application and database"
 _SHORTEST_INTERVAL_SECONDS = 0.5
 _APP_HELP = 'A file, a module, or "module:attribute". Else DURABLY_APP, tool.durably.app, app.py or jobs.py.'
 
 
-def flag(name: str, purpose: str) -> Any:
+def flag(name: str, purpose: str, panel: str | None = None) -> Any:
     """Make an option without a value; typer would show it with "<bool>"."""
-    return typer.Option(name, metavar="", help=purpose)
+    return typer.Option(name, metavar="", help=purpose, rich_help_panel=panel)
+
+
+def setting(name: str, metavar: str, panel: str) -> Any:
+    """Make the option of a setting, which says of it what the settings themselves say."""
+    default = default_of(name)
+    shown: Any = False if default is None else default
+    return typer.Option(metavar=metavar, show_default=shown, help=purpose_of(name), rich_help_panel=panel)
 
 
 AppArgument: TypeAlias = Annotated[
@@ -32,11 +40,18 @@ AppOption: TypeAlias = Annotated[
         metavar="APP",
         show_default=False,
         help=_APP_HELP,
+        rich_help_panel=WHERE,
     ),
 ]
 AppAsOption: TypeAlias = Annotated[
     str | None,
-    typer.Option("--app", metavar="APP", show_default=False, help="The same, as the other commands take it."),
+    typer.Option(
+        "--app",
+        metavar="APP",
+        show_default=False,
+        help="The same, as the other commands take it.",
+        rich_help_panel=WHERE,
+    ),
 ]
 DialectUrlOption: TypeAlias = Annotated[
     str | None,
@@ -44,6 +59,7 @@ DialectUrlOption: TypeAlias = Annotated[
         metavar="URL",
         show_default=False,
         help="The database. Else DURABLY_DIALECT_URL, tool.durably.dialect_url, or the application's.",
+        rich_help_panel=WHERE,
     ),
 ]
 JsonOption: TypeAlias = Annotated[bool, flag("--json", "Print JSON and nothing else on stdout.")]

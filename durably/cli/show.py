@@ -89,7 +89,7 @@ def _rows(run: "Run", now: datetime) -> "Iterator[tuple[str, Text | None]]":
     counts = join([
         f"attempt {run.attempt}",
         f"{run.generation} claims" if run.generation > 1 else None,
-        f"{run.interruptions} interruptions" if run.interruptions else None,
+        f"{run.interruptions} interruption{'' if run.interruptions == 1 else 's'}" if run.interruptions else None,
     ], ", ")  # fmt: skip
     waited = None if run.started_at is None else (run.started_at - run.created_at).total_seconds()
     yield "run", text(run.id)

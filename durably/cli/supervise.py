@@ -5,7 +5,11 @@ from typing import Annotated, Final
 
 import typer
 
-from durably.cli.options import AppArgument, AppAsOption, DialectUrlOption, LogFormat, LogLevel, flag, one_app
+from durably.cli.options import AppArgument, AppAsOption, DialectUrlOption, LogFormat, LogLevel, flag, one_app, setting
+
+_WORKERS: Final = "Workers"
+_HEALTH: Final = "Health and metrics"
+_LOG: Final = "Log"
 
 EPILOG: Final = """Signals
   TERM, INT   Drain: claim nothing more, let held runs end. After the drain
@@ -37,43 +41,29 @@ def supervise(
     app: AppArgument = None,
     *,
     app_option: AppAsOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(metavar="N", show_default=False, help="Worker processes; by default one for each usable core."),
-    ] = None,
+    dialect_url: DialectUrlOption = None,
+    workers: Annotated[int | None, setting("workers", "N", _WORKERS)] = None,
     pool: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME:N",
             show_default=False,
             help='So many workers for the jobs of a pool; may be given several times. --workers N is "default:N".',
+            rich_help_panel=_WORKERS,
         ),
     ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(metavar="M", show_default=False, help="Runs that one worker executes at once."),
-    ] = None,
-    dialect_url: DialectUrlOption = None,
-    until_idle: Annotated[bool, flag("--until-idle", "Stop when no run is pending or running.")] = False,
-    drain_timeout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DURATION",
-            show_default=False,
-            help='How long stopping waits for held runs: seconds, or such as "5m".',
-        ),
-    ] = None,
-    health_port: Annotated[
-        int | None,
-        typer.Option(metavar="PORT", show_default=False, help="Answer /live, /ready, /consuming and /metrics there."),
-    ] = None,
-    health_host: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", show_default=False, help="At this address; by default only this host asks."),
-    ] = None,
+    concurrency: Annotated[int | None, setting("concurrency", "M", _WORKERS)] = None,
+    until_idle: Annotated[bool, flag("--until-idle", "Stop when no run is pending or running.", _WORKERS)] = False,
+    drain_timeout: Annotated[str | None, setting("drain_timeout", "DURATION", _WORKERS)] = None,
+    health_port: Annotated[int | None, setting("health_port", "PORT", _HEALTH)] = None,
+    health_host: Annotated[str | None, setting("health_host", "ADDRESS", _HEALTH)] = None,
     log_format: Annotated[
         LogFormat,
-        typer.Option(metavar="FORMAT", help="auto (console on a terminal, else json), json or console."),
+        typer.Option(
+            metavar="FORMAT",
+            help="auto (console on a terminal, else json), json or console.",
+            rich_help_panel=_LOG,
+        ),
     ] = LogFormat.auto,
     log_file: Annotated[
         Path | None,
@@ -81,20 +71,23 @@ def supervise(
             metavar="PATH",
             show_default=False,
             help="Append the log to this file, as JSON lines unless told otherwise, instead of standard output.",
+            rich_help_panel=_LOG,
         ),
     ] = None,
     log_level: Annotated[
-        LogLevel, typer.Option(metavar="LEVEL", help="debug, info, warning, error or critical.")
+        LogLevel,
+        typer.Option(metavar="LEVEL", help="debug, info, warning, error or critical.", rich_help_panel=_LOG),
     ] = LogLevel.info,
 ) -> int:
     """Run worker processes: migrate, recover, replace those that die."""
-    from durably.apps import find_app
+    from durably.apps import check_app, find_app
     from durably.cli.output import say
     from durably.errors import ValidationError
     from durably.supervisor.supervisor import Supervisor
     from durably.telemetry import configure_log
 
     found = find_app(one_app(app, app_option))
+    check_app(found.reference)
     given = {
         "workers": workers,
         "pools": pool,

@@ -15,7 +15,7 @@ from durably.cli.options import (
     parse_labels,
     parse_timeout,
 )
-from durably.errors import ValidationError
+from durably.errors import PayloadTooLargeError, ValidationError
 
 if TYPE_CHECKING:
     from durably.client import Durably
@@ -36,9 +36,9 @@ def trigger(
     job: Annotated[str, typer.Argument(metavar="JOB", show_default=False, help="The job's name.")],
     *,
     input_text: Annotated[
-        str,
+        str | None,
         typer.Option("--input", metavar="JSON", show_default="null", help='The input as JSON text; "-" reads stdin.'),
-    ] = "null",
+    ] = None,
     app: AppOption = None,
     dialect_url: DialectUrlOption = None,
     idempotency_key: Annotated[
@@ -69,15 +69,20 @@ def trigger(
     if timeout is not None and not wait:
         raise ValidationError("timeout", "there is nothing to time out without --wait")
     seconds = parse_timeout(timeout)
-    data = _read_input(input_text)
     with application(app, dialect_url) as durably:
-        run = _find_job(durably, job).trigger(
-            data,
-            idempotency_key=idempotency_key,
-            concurrency_key=concurrency_key,
-            coalesce=coalesce,
-            labels=parse_labels(label),
-        )
+        handle = _find_job(durably, job)
+        try:
+            run = handle.trigger(
+                _read_input(input_text),
+                idempotency_key=idempotency_key,
+                concurrency_key=concurrency_key,
+                coalesce=coalesce,
+                labels=parse_labels(label),
+            )
+        except PayloadTooLargeError:
+            raise
+        except ValidationError as error:
+            raise _with_example(error, handle, is_given=input_text is not None) from error
         if wait:
             from durably.cli.watching import wait_and_print
 
@@ -90,9 +95,26 @@ def trigger(
             emit(f"{run.id}\n")
 
 
-def _read_input(text: str) -> Any:
+def _with_example(error: ValidationError, handle: "JobHandle", *, is_given: bool) -> ValidationError:
+    """Say how an input looks that the job takes, where it is the input that is wrong."""
+    import shlex
+
+    from durably.cli.example import input_example
+
+    if error.field.partition(".")[0].partition("[")[0] != "input":
+        return error
+    example = input_example(handle.job)
+    remedy = "" if example is None else f"; it looks like --input {shlex.quote(example)}"
+    if is_given:
+        return ValidationError(error.field, error.message + remedy)
+    return ValidationError("input", f"job {handle.name!r} needs one, and none was given{remedy} ({error})")
+
+
+def _read_input(text: str | None) -> Any:
     from durably.handle import parse_json
 
+    if text is None:
+        return None
     if text == "-":
         try:
             text = sys.stdin.read()

@@ -17,6 +17,7 @@ from durably.errors import DatabaseUnavailableError
 from durably.forks import ForkGate, around_forks
 from durably.store.attempts import Attempts
 from durably.store.dialects import find_dialect
+from durably.store.lateness import telling_if_late
 from durably.store.migrations import check_schema, migrate
 from durably.store.pause import Pause
 
@@ -54,6 +55,8 @@ class Database:
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._checked = False
+        # Whether a call of this process's has succeeded. Any thread may be the first.
+        self._has_answered = False
         self._pid = os.getpid()
         self._watches = threading.BoundedSemaphore(_MOST_WATCHES)
         self._gate = ForkGate()
@@ -193,6 +196,14 @@ class Database:
         return changed
 
     def _persist(self, action: Callable[[], T]) -> T:
+        if self._has_answered:
+            return self._try_until_late(action)
+        with telling_if_late(self.dialect.safe_url, self.timeout):
+            answer = self._try_until_late(action)
+        self._has_answered = True
+        return answer
+
+    def _try_until_late(self, action: Callable[[], T]) -> T:
         pause = Pause(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
         deadline = time.monotonic() + self.timeout
         while True:

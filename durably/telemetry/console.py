@@ -27,6 +27,9 @@ _MAX_VALUE: Final = 60
 # A message, or an error, is what its line is for; the bound is for a print of everything.
 _MAX_MESSAGE: Final = 1_000
 
+_FIRST_RESUMPTION: Final = 2
+"""The generation of a run's second claim."""
+
 _DURATIONS: Final = frozenset({"duration", "waited", "oldest_step_age", "loop_lag", "seconds", "pause"})
 # The letters of an id that tell it from others: its end, for its beginning is the time.
 _IDS: Final = {"lost_worker": _WORKER_LETTERS, "worker": _WORKER_LETTERS, "retriggered_from": _RUN_LETTERS}
@@ -79,6 +82,8 @@ class ConsoleLines:
         yield paint(_BOLD, _printable(line.get("job_name")))
         yield paint(_DIM, _printable(line.get("run_id"))[-_RUN_LETTERS:])
         yield _printable(line.get("step_name"))
+        if (claims := line.get("generation", 1)) > 1:
+            yield paint(_YELLOW, "resumed" if claims == _FIRST_RESUMPTION else f"resumed {claims - 1} times")
         if message := line.get("event" if "logger" in line else "message"):
             yield paint(_DIM, "| ") + shorten(_printable(message), _MAX_MESSAGE)
         for key in sorted(line, key=_LONG.__contains__):

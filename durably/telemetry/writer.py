@@ -7,6 +7,7 @@ import os
 import select
 import stat
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 # A pipe that has room at all has room for so much (PIPE_BUF, pipe(7)), so that the write does not wait.
 _SURELY_TAKEN: Final = 4096
 _PATIENCE_MS: Final = 100
+_STDERR: Final = 2
+# A disk that is full now and then must not fill standard error.
+_SECONDS_BETWEEN_COMPLAINTS: Final = 60.0
 
 
 class LineWriter:
     """
     Write whole lines to a stream, and never raise because of it.
+
+    When it takes none any more, and when it does again, that is said on standard error, at most once a minute.
 
     It writes past the stream's own buffers, one system call a line (a pipe or a terminal takes a long line in
     parts). So a line is out when the call returns,
@@ -41,10 +47,14 @@ class LineWriter:
         self._write = _unbuffered(stream)
         # Reentrant: a signal handler or a finalizer may log while its thread is writing a line.
         self._lock = threading.RLock()
-        # Both are owned by `msg`, under the lock.
+        # All are owned by `msg`, under the lock.
         self._is_torn = False
         self._lost = 0
         self._is_stalled = False
+        self._refusal = ""
+        # How many were lost when it was said that lines are lost; None once they are not.
+        self._lost_before: int | None = None
+        self._complained_at = float("-inf")
         self._room = _poll_of(stream)
 
     def move_to(self, stream: TextIO) -> None:
@@ -80,9 +90,30 @@ class LineWriter:
             written = self._write_out(data)
             is_whole = written == len(data)
             self._is_torn = not is_whole and (self._is_torn or written > 0)
-            self._lost += not is_whole
+            if not is_whole:
+                self._complain()
+                self._lost += 1
+            elif self._lost_before is not None:
+                self._say(f"the log takes lines again; {self._lost - self._lost_before:,} were lost")
+                self._lost_before = None
 
     debug = info = warning = error = critical = msg
+
+    def _complain(self) -> None:
+        now = time.monotonic()
+        if self._lost_before is None and now >= self._complained_at + _SECONDS_BETWEEN_COMPLAINTS:
+            self._lost_before, self._complained_at = self._lost, now
+            self._say(f"the log takes no lines ({self._refusal}); all else goes on, and they are lost")
+
+    def _say(self, message: str) -> None:
+        """Tell a person on standard error, unless that is where the log goes, or is no better off."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if self._stream is not None and os.path.sameopenfile(self._stream.fileno(), _STDERR):
+                return
+            room = select.poll()
+            room.register(_STDERR, select.POLLOUT)
+            if any(event & select.POLLOUT for _, event in room.poll(0)):
+                os.write(_STDERR, f"durably: {message}\n".encode())
 
     def _has_room(self) -> bool:
         """
@@ -93,6 +124,8 @@ class LineWriter:
         if self._room is None:
             return True
         self._is_stalled = not self._room.poll(0 if self._is_stalled else _PATIENCE_MS)
+        if self._is_stalled:
+            self._refusal = "who should read it does not"
         return not self._is_stalled
 
     def _write_out(self, data: bytes) -> int:
@@ -105,10 +138,11 @@ class LineWriter:
                 end = len(data) if self._room is None else done + _SURELY_TAKEN
                 taken = self._write(data[done:end])
                 if not taken:
+                    self._refusal = "there is no stream"
                     break
                 done += taken
-        except (OSError, ValueError):  # a broken pipe, a full disk, a closed stream
-            pass
+        except (OSError, ValueError) as error:  # a broken pipe, a full disk, a closed stream
+            self._refusal = (isinstance(error, OSError) and error.strerror) or str(error)
         return done
 
 

@@ -26,7 +26,7 @@ from durably.errors import (
     StepTimeoutError,
     UsageError,
 )
-from durably.jobs import Job, check_name, is_async_callable, result_codec
+from durably.jobs import Job, check_function, check_name, is_async_callable, result_codec
 from durably.settings import parse_timeout
 from durably.store.intents import Checkpoint, Fenced, StepFailure, Verdict
 from durably.worker.failure import describe
@@ -146,6 +146,7 @@ class Execution:
     ) -> Generator[Request, Any, Any]:
         """Run one step, asking the driver for what waits; returns the checkpoint's value."""
         check_name(name, "name")
+        check_function(fn, name)
         seconds = None if timeout is None else parse_timeout(timeout)
         codec = result_codec(fn) if output is None else codec_for(output)
         self._check_boundary()

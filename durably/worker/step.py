@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 from durably.errors import DatabaseUnavailableError, UsageError
 from durably.forks import end_if_forked
+from durably.hints import hints
 from durably.jobs import is_async_callable
 from durably.model import LogLevel, Progress
 from durably.worker.context import current_step
@@ -31,6 +32,10 @@ Timeout: TypeAlias = "float | str | timedelta | None"
 _HOLD_SECONDS: Final = 0.05
 
 
+@hints(
+    {"warn": "it is called warning", "exception critical fatal": "it is called error", "log": "step.log.info(message)"},
+    called='a level is called: step.log.info("loaded", rows=3), or .debug, .warning, .error',
+)
 class StepLog:
     """
     A run's own log, stored with it: `step.log.info("loaded", rows=3)`.
@@ -63,6 +68,18 @@ class StepLog:
         self._execution.notes.log(level, message, data, current_step.get())
 
 
+@hints(
+    {
+        "do call execute invoke step task arun": 'a step is step.run("name", function, ...)',
+        "sleep": 'let a step sleep: step.run("wait", time.sleep, 5), or with asyncio.sleep where the job is async def',
+        "input": "the input is the function's second parameter",
+        "debug info warning error": 'the log is step.log: step.log.info("loaded", rows=3)',
+        "set_progress report_progress update_progress": 'step.progress(1, 10, "message")',
+        "is_cancelled": "step.cancelled.is_set() tells",
+        "id": "it is called run_id",
+    },
+    called='a step is step.run("name", function, ...)',
+)
 class _Context:
     """What both faces have."""
 
@@ -226,13 +243,26 @@ class AsyncStep(_Context):
         Raises:
             UsageError: It has not; what such a step was to do has not been done.
         """
-        # A task that was cancelled before its beginning has closed its coroutine.
-        forgotten = [(n, step) for n, step in self._not_begun.values() if getcoroutinestate(step) == CORO_CREATED]
+        forgotten = self._forgotten()
         for _, step in forgotten:
             step.close()
         if forgotten:
-            name = forgotten[0][0]
-            raise UsageError(f"step {name!r} did not run: write `await step.run({name!r}, ...)`")
+            raise UsageError(_await_it(forgotten[0][0]))
+
+    def explain(self, error: Exception) -> None:
+        """Note on what the job raised that it may come of a step which it has not awaited, and used the result of."""
+        if not isinstance(error, (TypeError, AttributeError)):
+            return
+        # One that a task has is not forgotten; it has not come round yet.
+        begun = {task.get_coro() for task in asyncio.all_tasks()}
+        for name, step in self._forgotten():
+            if step not in begun:
+                step.close()
+                error.add_note(_await_it(name))
+
+    def _forgotten(self) -> list[tuple[str, Coroutine[Any, Any, Any]]]:
+        # A task that was cancelled before its beginning has closed its coroutine.
+        return [(n, step) for n, step in self._not_begun.values() if getcoroutinestate(step) == CORO_CREATED]
 
     async def _do(self, request: Request) -> Any:
         match request:
@@ -271,6 +301,10 @@ class AsyncStep(_Context):
             if self._execution.time.is_up():
                 await asyncio.wait([function])
             raise
+
+
+def _await_it(step_name: str) -> str:
+    return f"step {step_name!r} did not run: write `await step.run({step_name!r}, ...)`"
 
 
 def _drive(body: Generator[Request, Any, Any], do: Callable[[Request], Any]) -> Any:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from durably.errors import ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from contextlib import AbstractContextManager
 
     from sqlalchemy import Connection, Engine, Table
@@ -196,10 +196,11 @@ def find_dialect(settings: Settings) -> Dialect:
         )
     try:
         url = make_url(settings.dialect_url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a port that is none is a ValueError
         raise ValidationError(
             "dialect_url",
-            "not a database URL; it looks like 'sqlite:///path/to/file.db' or 'postgresql://user@host/name'",
+            "not a database URL; it looks like 'sqlite:///file.db', 'sqlite:////absolute/path/to/file.db' or "
+            "'postgresql://user@host/name'",
         ) from None
     if url.drivername == "postgres":
         url = url.set(drivername="postgresql")  # libpq takes both, and hosts give out this one
@@ -219,10 +220,21 @@ def _entry(url: URL) -> EntryPoint:
     for name in (url.drivername, url.get_backend_name()):
         if name in installed and (name == url.drivername or "+" not in url.drivername or _default_driver(url)):
             return installed[name]
+    backend = url.get_backend_name()
     raise ValidationError(
         "dialect_url",
-        f"no dialect for {url.drivername!r} is installed; installed: {', '.join(sorted(installed)) or 'none'}",
+        f"no dialect for {url.drivername!r} is installed; installed: {', '.join(sorted(installed)) or 'none'}"
+        + _other_form(backend, installed),
     )
+
+
+def _other_form(backend: str, installed: Collection[str]) -> str:
+    """Guess what a URL of an unknown form was meant to be."""
+    if backend in installed:
+        return f"; leave the driver to durably, as in '{backend}://...'"
+    if backend == "libsql":  # as Turso writes it
+        return "; a libSQL server is 'sqlite+libsql://host/?secure=true&authToken=...'"
+    return ""
 
 
 def _default_driver(url: URL) -> bool:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from stat import filemode
 from typing import TYPE_CHECKING, Any, Final
 
 from durably.findings import Finding
@@ -48,6 +49,34 @@ def diagnose_file(connection: Connection, path: Path, *, largest_wal: int) -> It
     yield _wal(path, largest_wal)
     if sys.platform == "linux":
         yield _inotify()
+
+
+def why_closed(path: Path) -> str | None:
+    """
+    Tell why this user may not use a database file, and what would help.
+
+    Args:
+        path: Of the file, which need not exist; its folder does.
+
+    Returns:
+        None if the file, what is beside it and its folder may be read and written.
+    """
+    for place in (path.parent, *_files(path)):
+        if os.access(place, os.W_OK if place == path.parent else os.R_OK | os.W_OK):
+            continue
+        if os.statvfs(place).f_flag & os.ST_RDONLY:
+            return f"{place} is on a file system that is mounted read-only: move the file to one that is not"
+        found, user = place.stat(), os.geteuid()
+        remedy = (
+            f"chmod u+rw {place}"
+            if found.st_uid == user
+            else "run durably as that user, or let a group that both are in write to the file and its folder"
+        )
+        return (
+            f"{place} may not be read and written by this user (uid {user}); it is {filemode(found.st_mode)} of uid "
+            f"{found.st_uid}: {remedy}"
+        )
+    return None
 
 
 def _version(connection: Connection) -> Finding:
@@ -100,8 +129,7 @@ def _place(path: Path) -> Finding:
 
 
 def _permissions(path: Path) -> Finding:
-    files = [path, *(p for suffix in ("-wal", "-shm", "-gate") if (p := Path(f"{path}{suffix}")).exists())]
-    closed = [p for p in (path.parent, *files) if not os.access(p, os.R_OK | os.W_OK)]
+    closed = [p for p in (path.parent, *_files(path)) if not os.access(p, os.R_OK | os.W_OK)]
     if closed:
         return Finding(
             check="permissions",
@@ -110,6 +138,11 @@ def _permissions(path: Path) -> Finding:
             remedy="run every process as one user, or as one group that may write to the folder and its files",
         )
     return Finding(check="permissions", level="ok", message="the file, what is beside it and its folder are writable")
+
+
+def _files(path: Path) -> list[Path]:
+    """List those that there are: the database's, and what SQLite and durably keep beside it."""
+    return [file for suffix in ("", "-wal", "-shm", "-gate") if (file := Path(f"{path}{suffix}")).exists()]
 
 
 def _integrity(connection: Connection, path: Path) -> Finding:

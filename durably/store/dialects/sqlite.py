@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import sqlite3
 import sys
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from sqlalchemy.pool import QueuePool
 
 from durably.errors import DatabaseUnavailableError, SchemaOutdatedError, ValidationError
 from durably.store.dialects import Capabilities
-from durably.store.dialects.fileroom import diagnose_file
+from durably.store.dialects.fileroom import diagnose_file, why_closed
 from durably.store.dialects.gate import gate
 from durably.store.dialects.mounts import NETWORK_FILE_SYSTEMS, file_system
 from durably.store.tables import REVISION
@@ -109,8 +108,9 @@ class SQLite:
 
     def __init__(self, url: URL, settings: Settings, driver: Driver | None = None) -> None:
         if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+            slashes = f"; with three slashes, {url.host} is one: '{url.drivername}:///{url.host}'" if url.host else ""
             raise ValidationError(
-                "dialect_url", "SQLite needs a file that processes can share, such as 'sqlite:///durably.db'"
+                "dialect_url", f"SQLite needs a file that processes can share, such as 'sqlite:///durably.db'{slashes}"
             )
         self._driver: Driver = driver or _StandardDriver()
         self.name = self._driver.name
@@ -145,10 +145,7 @@ class SQLite:
         self._check_no_orphaned_wal()
         if not self._path.exists():
             raise SchemaOutdatedError(None, REVISION, url=self.safe_url, missing_file=str(self._path))
-        if not os.access(self._path, os.R_OK | os.W_OK) or not os.access(self._path.parent, os.W_OK):
-            raise DatabaseUnavailableError(
-                f"{self._path}: the file and its folder must be readable and writable by this user"
-            )
+        self._check_not_closed()
 
     def prepare(self, engine: Engine) -> None:
         """Make the file and set its journal mode, which stays with it; alone, behind the gate."""
@@ -219,6 +216,10 @@ class SQLite:
         """Look at the file's mode, its room, and whether its commits can be watched."""
         return list(diagnose_file(connection, self._path, largest_wal=_WAL_BYTES_KEPT))
 
+    def _check_not_closed(self) -> None:
+        if (reason := why_closed(self._path)) is not None:
+            raise DatabaseUnavailableError(reason)
+
     def _check_creatable(self) -> None:
         """Refuse, before the migration makes the file, a folder that cannot hold it."""
         self._check_no_folder()
@@ -226,8 +227,7 @@ class SQLite:
         folder = self._path.parent
         if not folder.is_dir():
             raise DatabaseUnavailableError(f"{self._path}: there is no folder {folder}; make it first")
-        if not os.access(folder, os.W_OK) or (self._path.exists() and not os.access(self._path, os.W_OK)):
-            raise DatabaseUnavailableError(f"{self._path}: the folder and the file must be writable by this user")
+        self._check_not_closed()
         if (kind := file_system(folder)) in NETWORK_FILE_SYSTEMS:
             raise DatabaseUnavailableError(
                 f"{self._path}: on a network file system ({kind}), where SQLite cannot keep several processes "
