@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from functools import cache
@@ -24,6 +25,8 @@ _LONGEST_SECONDS: Final = 100 * 365 * 86_400  # in microseconds, and as a timeou
 _UNIT_BYTES: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 _SIZE_WITH_UNIT: Final = re.compile(r"(\d+)\s*([KMGkmg]?)")
 _MOST_WORKERS: Final = 1000
+SHORTEST_HANG_SECONDS: Final = 1.0
+"""An event loop is probed twice a second, so that it stands still shows no sooner."""
 POOL_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NUMBER_WITH_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 
@@ -125,7 +128,7 @@ def parse_pools(value: object) -> dict[str, int] | None:
         return None
     if isinstance(value, str):
         value = value.split(",")
-    entries = list(value.items()) if isinstance(value, dict) else [_split_pool(entry) for entry in _as_list(value)]
+    entries = list(value.items()) if isinstance(value, Mapping) else [_split_pool(entry) for entry in _as_list(value)]
     pools: dict[str, int] = {}
     for name, count in entries:
         if not isinstance(name, str) or not POOL_NAME.fullmatch(name):
@@ -163,6 +166,12 @@ def _between(low: int, high: float = math.inf) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _check_hang(seconds: float) -> float:
+    if seconds < SHORTEST_HANG_SECONDS:
+        raise ValueError(f"{seconds:g} s is less than {SHORTEST_HANG_SECONDS:g} s; a loop is looked at twice a second")
+    return seconds
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Integer = BeforeValidator(_integer)
 
@@ -178,7 +187,7 @@ class Settings:
         polling_interval: How often an idle worker looks for runs when nothing wakes it.
         heartbeat_interval: How often a worker gives a sign of life.
         stale_threshold: Silence after which a worker counts as dead; at least 2 * heartbeat_interval.
-        hang_threshold: How long a worker's event loop may stand still before its supervisor replaces the worker.
+        hang_threshold: How long a worker's event loop may stand still before the worker is replaced; from 1 s.
         concurrency: Runs that one worker executes at once, 1 to 1,000.
         workers: Worker processes of a supervisor, 1 to 1,000; by default one for each usable core.
         pools: Worker processes for each pool of jobs, as {"default": 4, "heavy": 1} or "default:4,heavy:1"; *workers*
@@ -207,7 +216,7 @@ class Settings:
     polling_interval: Duration = 1.0
     heartbeat_interval: Duration = 5.0
     stale_threshold: Duration = 30.0
-    hang_threshold: Duration = 60.0
+    hang_threshold: Annotated[Duration, AfterValidator(_check_hang)] = 60.0
     concurrency: Annotated[int, _between(1, 1000), Integer] = 1
     workers: Annotated[int | None, _between(1, 1000), Integer] = None
     pools: Annotated[dict[str, int] | None, BeforeValidator(parse_pools)] = None

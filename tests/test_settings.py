@@ -135,6 +135,7 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     ("retain_runs", 0),
     ("drain_timeout", "never"),
     ("stale_threshold", 9.9),
+    ("hang_threshold", 0.9),
     ("heartbeat_interval", 16),
     ("synchronous", "off"),
     ("preserve_steps", "perhaps"),
@@ -159,6 +160,7 @@ def test_the_bounds_themselves_are_allowed() -> None:
         max_payload_bytes=1024,
         heartbeat_interval=5,
         stale_threshold=10,
+        hang_threshold=1,
     )
     assert (s.concurrency, s.max_payload_bytes, s.stale_threshold) == (1000, 1024, 10.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import struct
 import time
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from durably import ValidationError
+from durably.ids import new_id
 from durably.settings import load_settings
-from durably.supervisor.board import Board, BoardWriter
+from durably.supervisor.board import Board, BoardWriter, _record_at
 from durably.supervisor.children import Child, Slot
 from durably.supervisor.deaths import OutOfMemory, ending_of
+from durably.supervisor.lockwait import is_held_up
 from durably.supervisor.recycling import Bounds, draw_bounds, resident_memory
 from durably.supervisor.respawn import Respawn
 from durably.supervisor.suspicion import Evidence, Patience, Suspicion, suspect
@@ -96,6 +99,48 @@ def test_a_board_shows_what_is_overdue_the_longest_first_until_it_is_taken_off(b
     assert writer.enter(run, 50.0) == places[0]
 
 
+def test_a_board_shows_which_thread_is_in_whose_code(board: Board) -> None:
+    # contract 89f
+    writer = BoardWriter(board.path)
+    run_id, other = new_id(), new_id()
+    assert (board.executing(), board.alive_at()) == ([], 0.0)
+    writer.note_life(7.5)
+    with writer.executing(run_id), writer.executing(other):
+        assert board.executing() == [(os.getpid(), other), (os.getpid(), run_id)]
+        assert (board.alive_at(), board.last_sequence(), board.overdue(1e9)) == (7.5, 0, [])
+    assert board.executing() == []
+    with contextlib.ExitStack() as many:
+        for _ in range(300):
+            many.enter_context(writer.executing(run_id))
+        assert len(board.executing()) == 256
+    assert board.executing() == []
+
+
+LOOP, JOB, STEP = 10, 11, 12
+
+
+@pytest.mark.parametrize(
+    ("on_loop", "executing", "waiting", "held_up"),
+    [
+        (False, [(JOB, "me")], [JOB, LOOP], True),
+        (False, [(JOB, "me")], [LOOP], False),  # it keeps the lock, or sleeps
+        (False, [(JOB, "me"), (LOOP, "me")], [JOB], True),  # the loop may be idle
+        (False, [(JOB, "me"), (STEP, "me")], [JOB, LOOP], False),
+        (False, [(JOB, "other")], [JOB, LOOP], False),  # where it is nobody knows
+        (True, [(LOOP, "me")], [LOOP], True),
+        (True, [(LOOP, "me")], [JOB], False),
+        (True, [(LOOP, "me"), (LOOP, "other")], [JOB], True),  # whose code keeps the lock nobody knows
+        (True, [(LOOP, "me"), (LOOP, "other")], [], False),  # nobody keeps the lock
+        (True, [(LOOP, "me"), (STEP, "me"), (LOOP, "other")], [LOOP], False),  # its own step keeps it
+    ],
+)
+def test_who_is_held_up_by_who_keeps_pythons_lock(
+    on_loop: bool, executing: list[tuple[int, str]], waiting: list[int], held_up: bool
+) -> None:
+    # contract 89f
+    assert is_held_up(Timed("me", 1, 1.0, on_loop=on_loop), executing, waiting, loop=LOOP) == held_up
+
+
 def test_a_full_board_refuses_and_has_room_again(board: Board) -> None:
     # contract 89d
     writer = BoardWriter(board.path)
@@ -113,7 +158,7 @@ def test_an_entry_whose_writer_was_killed_half_way_is_passed_over(board: Board) 
     writer = BoardWriter(board.path)
     place = writer.enter(Timed("run", 1, 1.0), 1.0)
     assert place is not None
-    start = 8 + 256 * 8 + place * 2048
+    start = _record_at(place)
     writer._memory[start + 2 : start + 12] = b"x" * 10
     assert board.overdue(2.0) == []
     struct.pack_into("@H", writer._memory, start, 60_000)
@@ -222,16 +267,32 @@ def test_what_is_made_of_a_death(tmp_path: Path) -> None:
     book.write_text("low 0\noom 1\noom_kill 3\n")
     memory = OutOfMemory(tmp_path / "none", book)
     overdue = [(1.0, Timed("run", 1, 1.0))]
-    assert ending_of(child(), 0, None, memory) == "stopped"
-    assert ending_of(child(), 3, None, memory) == "died"
-    assert ending_of(child(), None, "SIGKILL", memory) == "died"
-    assert ending_of(child(ending="drain"), None, "SIGKILL", memory) == "drain"
-    assert ending_of(child(ending="silent"), None, "SIGKILL", memory) == "silent"
-    assert ending_of(child(ending="silent", overdue=overdue), None, "SIGKILL", memory) == "timeout"
+    assert ending_of(child(), 0, None, memory, 0.0) == "stopped"
+    assert ending_of(child(), 3, None, memory, 0.0) == "died"
+    assert ending_of(child(), None, "SIGKILL", memory, 0.0) == "died"
+    assert ending_of(child(ending="drain"), None, "SIGKILL", memory, 0.0) == "drain"
+    assert ending_of(child(ending="silent"), None, "SIGKILL", memory, 0.0) == "silent"
+    assert ending_of(child(ending="silent", overdue=overdue), None, "SIGKILL", memory, 0.0) == "timeout"
     book.write_text("low 0\noom 2\noom_kill 4\n")
-    assert ending_of(child(), None, "SIGSEGV", memory) == "died"
-    assert ending_of(child(), None, "SIGKILL", memory) == "out_of_memory"
-    assert ending_of(child(), None, "SIGKILL", memory) == "died", "each kill is counted once"
+    assert ending_of(child(), None, "SIGSEGV", memory, 1.0) == "died"
+    assert ending_of(child(), None, "SIGKILL", memory, 1.0) == "out_of_memory"
+    assert ending_of(child(), None, "SIGKILL", memory, 1.0) == "died", "each kill is counted once"
+
+
+def test_a_kill_for_want_of_memory_explains_no_death_of_much_later(tmp_path: Path) -> None:
+    # contract 163b
+    book = tmp_path / "memory.events"
+    book.write_text("oom_kill 3\n")
+    memory = OutOfMemory(book)
+    book.write_text("oom_kill 5\n")  # programs that a job has started, say
+    for now in (1.0, 2.0, 3.0):
+        memory.watch(now)
+    assert ending_of(child(), None, "SIGKILL", memory, 4.0) == "out_of_memory"
+    for now in (5.0, 6.0, 7.0):
+        memory.watch(now)
+    assert ending_of(child(), None, "SIGKILL", memory, 8.0) == "died"
+    book.write_text("oom_kill 6\n")
+    assert ending_of(child(), None, "SIGKILL", memory, 9.0) == "out_of_memory"
 
 
 def test_what_waits_for_an_event_loop_that_another_run_keeps_is_not_to_blame() -> None:
@@ -248,14 +309,14 @@ def test_what_waits_for_an_event_loop_that_another_run_keeps_is_not_to_blame() -
     ):
         killed = child(ending="timeout", overdue=overdue, stuck_in=stuck_in)
         assert killed.blamed == blamed
-        assert ending_of(killed, None, "SIGKILL", memory) == reason
-    assert ending_of(child(ending="silent", overdue=[awaits], stuck_in="two"), None, "SIGKILL", memory) == "silent"
+        assert ending_of(killed, None, "SIGKILL", memory, 0.0) == reason
+    assert ending_of(child(ending="silent", overdue=[awaits], stuck_in="two"), None, "SIGKILL", memory, 0.0) == "silent"
 
 
 def test_where_nobody_counts_nothing_is_for_want_of_memory(tmp_path: Path) -> None:
     # contract 163b
     (tmp_path / "strange").write_bytes(b"\xff\xfe")
-    assert not OutOfMemory(tmp_path / "none", tmp_path / "strange").has_struck()
+    assert not OutOfMemory(tmp_path / "none", tmp_path / "strange").has_struck(1.0)
 
 
 def test_a_drain_that_is_told_again_only_becomes_shorter() -> None:

@@ -75,12 +75,11 @@ def test_running_runs_tell_the_step_that_they_are_past_and_their_progress(app: D
     told = '{"current":2,"total":5}'
     sql(app, "UPDATE durably_runs SET progress = :told WHERE id = :id", told=told, id=waiting[0])
     (running,) = app.database.read(read_running)
-    assert (running.run_id, running.job_name, running.worker_id, running.last_step) == (
-        waiting[0], "mail", worker, "parse",
-    )  # fmt: skip
+    assert (running.run_id, running.job_name, running.worker_id) == (waiting[0], "mail", worker)
+    assert (running.last_step, running.last_position) == ("parse", 1)
     line = next(line for line in shown(app) if line.startswith(waiting[0][-8:]))
     assert line.split()[1:3] == ["mail", worker[-8:]]
-    assert line.endswith("parse       2/5")
+    assert line.endswith("2 parse     2/5")
 
 
 def test_the_rate_counts_the_runs_that_ended_in_each_second_of_the_last_minute(app: Durably) -> None:

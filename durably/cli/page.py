@@ -157,7 +157,14 @@ def _running_table(running: Sequence[RunningRun]) -> Table:
             text(shorten(run.job_name, _MAX_NAME)),
             text(run.worker_id[-_LETTERS:]),
             text(spell_seconds(run.running_seconds)),
-            text(shorten(run.last_step or "", _MAX_NAME)),
+            text(_spell_step(run)),
             text("" if run.progress is None else shorten(first_line(spell_told(run.progress)), _MAX_NAME)),
         )
     return table
+
+
+def _spell_step(run: RunningRun) -> str:
+    """Tell which step a run is past, with its number from 1 on: which one is under way is in no table."""
+    if run.last_step is None or run.last_position is None:
+        return ""
+    return f"{run.last_position + 1} {shorten(run.last_step, _MAX_NAME)}"

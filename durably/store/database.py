@@ -10,7 +10,7 @@ import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from durably.errors import DatabaseUnavailableError
@@ -303,3 +303,14 @@ def unavailable(error: BaseException, dialect: Dialect) -> DatabaseUnavailableEr
     if isinstance(error, PoolTimeoutError):
         cause = "more threads want a connection at once than the pool holds"
     return DatabaseUnavailableError(f"{dialect.safe_url}: {str(cause) or type(cause).__qualname__}")
+
+
+def is_outage(error: BaseException) -> bool:
+    """
+    Tell whether the database could not do what it was asked for, and may later; False if it refuses just that.
+
+    Args:
+        error: As `Database.read` or `write` has raised it.
+    """
+    refusals = (IntegrityError, DataError, ProgrammingError)
+    return isinstance(error, DatabaseUnavailableError) and not isinstance(error.__cause__, refusals)

@@ -28,6 +28,7 @@ class RunningRun:
     Args:
         running_seconds: Since it was first begun.
         last_step: The name of its last checkpoint; None before the first. What is under way comes after it.
+        last_position: That step's place in the run, from 0; None before the first.
     """
 
     run_id: str
@@ -36,8 +37,14 @@ class RunningRun:
     running_seconds: float
     progress: Progress | None
     last_step: str | None
+    last_position: int | None
 
 
+_last_position: Final = (
+    select(func.max(steps.c.position))
+    .where(steps.c.run_id == runs.c.id, has_status("completed", steps))
+    .scalar_subquery()
+)
 _last_step: Final = (
     select(steps.c.name)
     .where(steps.c.run_id == runs.c.id, has_status("completed", steps))
@@ -53,6 +60,7 @@ _running: Final = (
         (now() - runs.c.started_at).label("age"),
         runs.c.progress,
         _last_step.label("last_step"),
+        _last_position.label("last_position"),
     )
     .where(has_status("running"))
     .order_by(runs.c.started_at, runs.c.id)
@@ -79,6 +87,7 @@ def read_running(connection: Connection) -> list[RunningRun]:
             running_seconds=max(0, row.age) / 1e6,
             progress=None if row.progress is None else Progress(**json.loads(row.progress)),
             last_step=row.last_step,
+            last_position=row.last_position,
         )
         for row in connection.execute(_running)
     ]

@@ -22,6 +22,7 @@ from durably.settings import change_settings
 from durably.supervisor.board import BoardWriter
 from durably.supervisor.channel import Channel, Outbox
 from durably.supervisor.stacks import STACKS_SIGNAL, write_stacks_on_signal
+from durably.supervisor.title import call_process
 from durably.telemetry import leave_log
 from durably.telemetry.stdlib import forward_standard_logging, forward_stdout
 from durably.worker.context import log_context
@@ -96,6 +97,7 @@ class Plan:
 def run_child(plan: Plan) -> None:
     """Be a worker, or the keeper; ends the process."""
     _forget_the_supervisor(plan)
+    call_process("durably-keeper" if plan.worker_id is None else f"durably:{plan.pool}")
     outbox = Outbox(plan.channel)
     me = Process(
         host=socket.gethostname(),
@@ -172,16 +174,20 @@ def _life_signs(
     settings: Settings,
     orphaned: Callable[[], None],
     progress: Callable[[float], dict[str, Any]] = lambda _now: {},
+    is_busy: Callable[[], bool] = lambda: False,
 ) -> Callable[[float], None]:
     """
     Give what a child does twice a second: tell that it lives, once per heartbeat; see whether its parent does.
 
-    With each sign of life it tells of its *progress*, for a thread that lives does not say that the others do.
+    With each sign of life it tells of its *progress*, for a thread that lives does not say that the others do. While it
+    *is_busy* it looks each time, and tells at once what its event loop is stuck in: what waits for that loop may be
+    about to be blamed for it.
 
     An orphan has the time that a supervisor would give it after telling it to release. Then what still runs is ended
     with the process, and recovered by whoever finds it gone.
     """
     told_at = 0.0
+    told_stuck_in: str | None = None
     ends_at: float | None = None
     interval = min(settings.heartbeat_interval, settings.hang_threshold / 4)
 
@@ -193,16 +199,20 @@ def _life_signs(
     put_off_the_end()
 
     def look_around(now: float) -> None:
-        nonlocal told_at, ends_at
+        nonlocal told_at, told_stuck_in, ends_at
         put_off_the_end()
         if os.getppid() != plan.supervisor_pid:
             orphaned()
             ends_at = ends_at or now + settings.kill_timeout
             if now >= ends_at:
                 os._exit(EXIT_ORPHANED)
-        if now - told_at >= interval:
-            told_at = now
-            outbox.send_record({"type": "beat", **progress(now)})
+        is_due = now - told_at >= interval
+        if not is_due and not is_busy():
+            return
+        signs = progress(now)
+        if is_due or signs.get("stuck_in") != told_stuck_in:
+            told_at, told_stuck_in = now, signs.get("stuck_in")
+            outbox.send_record({"type": "beat", **signs})
 
     return look_around
 
@@ -224,6 +234,7 @@ def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
             loop.call_soon_threadsafe(lambda: worker.stop(release=True, reason="orphaned"))
 
         def progress(now: float) -> dict[str, Any]:
+            board.note_life(now)
             stuck_for, execution = worker.stuck(now)
             return {
                 "idle_for": worker.idle_for(now),
@@ -241,7 +252,7 @@ def _run_worker(plan: Plan, app: Durably, outbox: Outbox) -> int:
             doorbell=_doorbell(plan),
             worker_id=plan.worker_id,
             supervisor_id=plan.supervisor_id,
-            look_around=_life_signs(plan, outbox, app.settings, orphaned, progress),
+            look_around=_life_signs(plan, outbox, app.settings, orphaned, progress, lambda: worker.running > 0),
             events_dropped=lambda: outbox.dropped,
             board=board,
             on_ready=lambda: outbox.send_record({"type": "ready"}),
@@ -287,6 +298,9 @@ def _run_keeper(plan: Plan, app: Durably, outbox: Outbox) -> int:
     def tell_pending(pools: Mapping[str, int]) -> None:
         outbox.send_record({"type": "keeper:pending", "pools": pools})
 
+    def tell_given_up(worker_id: str) -> None:
+        outbox.send_record({"type": "keeper:gave-up", "worker_id": worker_id})
+
     def tell_cancellation() -> None:
         outbox.send_record({"type": "keeper:cancelled"})
 
@@ -302,6 +316,7 @@ def _run_keeper(plan: Plan, app: Durably, outbox: Outbox) -> int:
         on_cancellation=tell_cancellation,
         pool_of=pool_of,
         ring_pools=tell_pending,
+        on_give_up=tell_given_up,
         on_tick=_life_signs(plan, outbox, app.settings, orphaned),
     )
     keeper.upkeep.recover_stale(0.0, at_start=True)

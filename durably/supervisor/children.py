@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from durably.jobs import DEFAULT_POOL
 from durably.store.pause import Pause
+from durably.supervisor.lockwait import LOCKED_SECONDS, LockWait, is_held_up
 from durably.supervisor.stacks import STACKS_SIGNAL
 from durably.supervisor.suspicion import STACKS_SECONDS
 
@@ -47,6 +48,8 @@ class Child:
         stuck_for: For how long its event loop had not come round when it gave its last sign of life.
         stuck_in: The run whose code the loop was in, if that showed.
         overdue: What was past its deadline when its board was last read, and for how long.
+        lock_wait: Which of its threads only wait for Python's lock.
+        excused: What of *overdue* would have gone on, had other code not kept the lock.
         ending: How its end is to be understood if the supervisor brings it about.
         ending_if_killed: What *ending* becomes if it does not end in time.
         release_at: When a draining worker is told to release its runs.
@@ -83,6 +86,8 @@ class Child:
     stuck_in: str | None = None
     overdue: list[tuple[float, Timed]] = field(default_factory=list)
     board_read_at: float = 0.0
+    lock_wait: LockWait = field(default_factory=LockWait)
+    excused: frozenset[Timed] = frozenset()
     ending: Ending = "died"
     ending_if_killed: Ending = "drain"
     release_at: float | None = None
@@ -163,9 +168,18 @@ class Child:
         return True
 
     def look_at_board(self, now: float) -> None:
-        """Read what is past its deadline."""
-        if self.board is not None:
-            self.board_read_at, self.overdue = now, self.board.overdue(now)
+        """Read what is past its deadline, and see what of it is held up by others."""
+        if self.board is None:
+            return
+        self.board_read_at, self.overdue = now, self.board.overdue(now)
+        self.excused = frozenset()
+        if not self.overdue:
+            return
+        self.lock_wait.look(self.pid, now)
+        if now - self.board.alive_at() > LOCKED_SECONDS:
+            waiting, executing = self.lock_wait.waiting, self.board.executing()
+            late = [work for _, work in self.overdue]
+            self.excused = frozenset(w for w in late if is_held_up(w, executing, waiting, loop=self.pid))
 
     def confirm_overdue(self) -> None:
         """Leave out, after its death, what it has still ended between the last look at its board and the kill."""
@@ -175,8 +189,12 @@ class Child:
 
     @property
     def blamed(self) -> list[tuple[float, Timed]]:
-        """What is overdue by its own doing: not what awaits on an event loop that another run's code keeps."""
-        return [entry for entry in self.overdue if not entry[1].on_loop or self.stuck_in in (None, entry[1].run_id)]
+        """What is overdue by its own doing: not what another run's code keeps from its lock or its event loop."""
+        return [
+            (late_for, work)
+            for late_for, work in self.overdue
+            if work not in self.excused and (not work.on_loop or self.stuck_in in (None, work.run_id))
+        ]
 
     def lost_events(self) -> int:
         """Count what it has told and what has not arrived, after its death."""

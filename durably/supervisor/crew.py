@@ -77,12 +77,18 @@ class Crew:
         return len(self.slots)
 
     def remove(self, pool: str, now: float) -> int | None:
-        """Remove a pool's last slot, and drain who fills it; give how many are left, or None if there is but one."""
+        """
+        Remove a slot of a pool, the one that is missed the least, and drain who fills it.
+
+        Returns:
+            How many there are then; None if the pool has but one.
+        """
         mine = [slot for slot in self.slots if slot.pool == pool]
         if len(mine) < 2:  # noqa: PLR2004 - the last one stays
             return None
-        self.slots.remove(mine[-1])
-        for child in (mine[-1].child, mine[-1].successor):
+        least = min(reversed(mine), key=_use_of)
+        self.slots.remove(least)
+        for child in (least.child, least.successor):
             if child is not None:
                 self._drain(child, now)
         return len(self.slots)
@@ -243,3 +249,10 @@ class Crew:
 
     def _drain(self, child: Child, now: float) -> None:
         child.drain(now, self._settings().drain_timeout, self._settings().kill_timeout)
+
+
+def _use_of(slot: Slot) -> int:
+    """Rank a slot: nobody fills it, as in a backoff; somebody who does not work yet, or not any more; who works."""
+    if slot.child is None:
+        return 0
+    return 2 if slot.child.state == "ready" else 1

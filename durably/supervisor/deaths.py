@@ -14,11 +14,17 @@ _OOM_KILLS: Final = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _MINE: Final = Path("/proc/self/cgroup")
 _OF_ALL: Final = Path("/proc/vmstat")
+_SECONDS_BETWEEN_LOOKS: Final = 1.0
+_SECONDS_TO_DIE: Final = 5.0
+"""It counts as it sends the signal, and a process with much memory takes a while to give it back."""
 
 
 class OutOfMemory:
     """
     The kernel's count of processes that it killed for want of memory: in this control group, else in the system.
+
+    A kill explains a death that shows soon after it, and none of later: it may have been that of a program that a job
+    has started, or of anything else on the host.
 
     Args:
         books: Where the count may stand; the first that has it counts. By default the control group's file of version 2
@@ -28,13 +34,32 @@ class OutOfMemory:
     def __init__(self, *books: Path) -> None:
         self._books = books or _find_books()
         self._seen = self._count()
+        self._looked_at = 0.0
+        # Kills of late that no death was put down to, and when the last was seen.
+        self._unexplained = 0
+        self._struck_at = 0.0
 
-    def has_struck(self) -> bool:
-        """Whether it has killed one more than it was asked about so far."""
-        if self._count() <= self._seen:
+    def watch(self, now: float) -> None:
+        """Look whether it has killed, once a second; *now* is monotonic seconds."""
+        if now >= self._looked_at + _SECONDS_BETWEEN_LOOKS:
+            self._look(now)
+
+    def has_struck(self, now: float) -> bool:
+        """Whether it has killed one of late that no other death was put down to; *now* is monotonic seconds."""
+        self._look(now)
+        if not self._unexplained:
             return False
-        self._seen += 1
+        self._unexplained -= 1
         return True
+
+    def _look(self, now: float) -> None:
+        count, self._looked_at = self._count(), now
+        if count > self._seen:
+            self._unexplained += count - self._seen
+            self._struck_at = now
+        elif now > self._struck_at + _SECONDS_TO_DIE:
+            self._unexplained = 0
+        self._seen = count
 
     def _count(self) -> int:
         for book in self._books:
@@ -62,7 +87,7 @@ def _find_books() -> tuple[Path, ...]:
     return (*books, _OF_ALL)
 
 
-def ending_of(child: Child, exit_code: int | None, signal_name: str | None, memory: OutOfMemory) -> Ending:
+def ending_of(child: Child, exit_code: int | None, signal_name: str | None, memory: OutOfMemory, now: float) -> Ending:
     """
     Decide how a worker's end is to be understood.
 
@@ -71,6 +96,7 @@ def ending_of(child: Child, exit_code: int | None, signal_name: str | None, memo
         exit_code: None if a signal killed it.
         signal_name: Of the signal that killed it.
         memory: Asked if somebody else has sent a SIGKILL.
+        now: Monotonic seconds.
     """
     if child.ending == "silent" and child.blamed:
         return "timeout"  # silent, because what has overrun holds Python's lock: the others are not to blame
@@ -80,4 +106,4 @@ def ending_of(child: Child, exit_code: int | None, signal_name: str | None, memo
         return child.ending
     if exit_code == 0:
         return "stopped"
-    return "out_of_memory" if signal_name == "SIGKILL" and memory.has_struck() else "died"
+    return "out_of_memory" if signal_name == "SIGKILL" and memory.has_struck(now) else "died"

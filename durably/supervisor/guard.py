@@ -71,7 +71,7 @@ class Guard:
         if child.board is None:
             return []
         if now >= child.board_read_at + _SECONDS_BETWEEN_BOARDS:
-            child.board_read_at, child.overdue = now, child.board.overdue(now)
+            child.look_at_board(now)
         return child.blamed
 
     def _end(self, child: Child, seconds: float, work: Timed | None, now: float) -> None:

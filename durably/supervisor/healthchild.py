@@ -22,6 +22,7 @@ from durably.events import Process
 from durably.settings import change_settings
 from durably.supervisor.channel import Channel, Outbox
 from durably.supervisor.probes import Answers, Server, Snapshot
+from durably.supervisor.title import call_process
 from durably.telemetry import leave_log
 from durably.telemetry.stdlib import forward_standard_logging
 
@@ -65,6 +66,7 @@ def run_health(plan: HealthPlan) -> None:
         forget()
     plan.orders.keep_reading_end()
     plan.channel.keep_writing_end()
+    call_process("durably-health")
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

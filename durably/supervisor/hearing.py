@@ -25,8 +25,8 @@ class Listener(Protocol):
     def events_were_lost(self, number: int) -> None:
         """Learn that so many events never came."""
 
-    def keeper_is_ready(self, record: dict[str, Any]) -> None:
-        """Learn the application's settings, and that the database is migrated and recovered."""
+    def keeper_is_ready(self, keeper: Child, record: dict[str, Any]) -> None:
+        """Learn the application's settings and jobs, and that the database is migrated and recovered."""
 
     def nothing_is_active(self) -> None:
         """Learn that no run is pending or running."""
@@ -42,6 +42,9 @@ class Listener(Protocol):
 
     def was_recovered(self, worker_id: str) -> None:
         """Learn that what a dead worker held is recovered."""
+
+    def cannot_be_recovered(self, worker_id: str) -> None:
+        """Learn that the keeper has told that it cannot recover a dead worker, and tries no more."""
 
 
 def hear(child: Child, now: float, listener: Listener) -> None:
@@ -102,13 +105,15 @@ def _heed_keeper(keeper: Child, record: dict[str, Any], listener: Listener) -> N
     match record["type"]:
         case "keeper:ready":
             keeper.has_begun = True
-            listener.keeper_is_ready(record)
+            listener.keeper_is_ready(keeper, record)
         case "keeper:idle":
             listener.nothing_is_active()
         case "keeper:pending":
             listener.runs_are_pending(record["pools"])
         case "keeper:cancelled":
             listener.runs_were_cancelled()
+        case "keeper:gave-up":
+            listener.cannot_be_recovered(record["worker_id"])
 
 
 def _look_for_gap(child: Child, record: dict[str, Any], listener: Listener) -> None:

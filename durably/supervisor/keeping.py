@@ -1,4 +1,4 @@
-"""The keeper's place: begun, followed when it dies, told what to recover, and let go at the end."""
+"""The keeper's place: begun, followed when it dies or in a reload, told what to recover, and let go at the end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from durably.supervisor.recoveries import Recoveries
 from durably.supervisor.respawn import pause_after
 
 if TYPE_CHECKING:
+    from durably.settings import Settings
     from durably.supervisor.children import Child
     from durably.supervisor.nursery import Nursery
     from durably.supervisor.voice import Voice
@@ -44,7 +45,7 @@ class Keeping:
 
     def fill(self, now: float) -> None:
         """Begin another, if there is none and it may begin."""
-        if self.slot.child is not None or now < self.slot.not_before:
+        if self.slot.child is not None or self.slot.successor is not None or now < self.slot.not_before:
             return
         try:
             self.begin(now)
@@ -54,19 +55,69 @@ class Keeping:
 
     def deadlines(self) -> list[float]:
         """List when another may be begun, by the monotonic clock."""
-        return [self.slot.not_before] if self.slot.child is None else []
+        return [self.slot.not_before] if self.slot.child is None and self.slot.successor is None else []
 
-    def ended(self, keeper: Child) -> None:
-        """Learn that it is gone."""
-        assert keeper is self.slot.child
+    def reload(self, now: float) -> bool:
+        """
+        Begin a successor, which has the application as it is on the disk now.
+
+        Returns:
+            Whether one could be begun; one that was not ready yet, and may have the old application, is ended.
+        """
+        if self.slot.successor is not None:
+            self.slot.successor.kill("drain", now)
+            self.slot.successor = None
+        try:
+            self.slot.successor = self._nursery.begin(now, keeper=True)
+        except OSError as error:
+            self._voice.report("fork", "error", f"no process could be begun: {error}")
+        return self.slot.successor is not None
+
+    @property
+    def is_reloading(self) -> bool:
+        """Whether a successor is not ready yet."""
+        return self.slot.successor is not None
+
+    def was_ready(self, keeper: Child, now: float, settings: Settings) -> bool:
+        """
+        Learn that a keeper has migrated and recovered; a successor takes its place, and its predecessor goes.
+
+        Args:
+            keeper: Who.
+            now: Monotonic seconds.
+            settings: Of them the time that the predecessor has for what it is at.
+
+        Returns:
+            Whether it is a successor.
+        """
+        if keeper is not self.slot.successor:
+            return False
+        predecessor, self.slot.child, self.slot.successor = self.slot.child, keeper, None
+        if predecessor is not None:
+            _let_go(predecessor)
+            predecessor.drain(now, 2 * settings.database_timeout, settings.kill_timeout)
+        return True
+
+    def ended(self, keeper: Child) -> bool:
+        """
+        Learn that one is gone; what it has not confirmed the next one gets.
+
+        Returns:
+            Whether it was the one that counts: neither a successor nor a predecessor.
+        """
+        self.unrecovered.send_again(keeper)
+        if keeper is self.slot.successor:
+            self.slot.successor = None
+        if keeper is not self.slot.child:
+            return False
         self.slot.child = None
+        return True
 
     def follow(self, keeper: Child, how: str, now: float) -> None:
-        """Have another take its place, which gets all orders that this one has not confirmed."""
+        """Have another take its place."""
         why = "" if keeper.failure is None else f" ({keeper.failure})"
         self._voice.report("keeper", "warning", f"the keeper {how}{why}; another takes its place")
         pause_after(self.slot, keeper, now)
-        self.unrecovered.send_again()
 
     def order(self, now: float) -> None:
         """Have it recover what dead workers held, and tell what it has not done in time."""
@@ -89,13 +140,21 @@ class Keeping:
         """
         self._gone_at = self._gone_at or now
         is_late = now >= self._gone_at + _LAST_ORDERS_SECONDS
+        if self.slot.successor is not None:
+            self.slot.successor.kill("drain", now)
+            self.slot.successor = None
         keeper = self.slot.child
         if keeper is None:
             return not self.unrecovered or is_late, None
         if not self.unrecovered or is_late or not has_begun:
-            assert keeper.orders is not None
-            keeper.orders.close()  # its end of file
+            _let_go(keeper)
         if is_late and keeper.ending != "drain":
             keeper.kill("drain", now)
             return False, keeper
         return False, None
+
+
+def _let_go(keeper: Child) -> None:
+    """Have a keeper end what it is at, and go."""
+    assert keeper.orders is not None
+    keeper.orders.close()  # its end of file

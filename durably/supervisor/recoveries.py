@@ -25,8 +25,10 @@ class _Order:
     overdue: list[dict[str, Any]]
     died_at: float
     overdue_sent: int = 0
+    sent_to: Child | None = None
     is_sent: bool = False
     is_told: bool = False
+    is_given_up: bool = False
 
     def how(self) -> str:
         """Say who died and of what."""
@@ -47,7 +49,8 @@ class Recoveries:
         self._orders: dict[str, _Order] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._orders)
+        """Whether there is any to wait for."""
+        return any(not order.is_given_up for order in self._orders.values())
 
     def add(self, child: Child, reason: Ending, exit_code: int | None, signal: str | None, now: float) -> None:
         """
@@ -76,15 +79,24 @@ class Recoveries:
         """Cross an order off."""
         self._orders.pop(worker_id, None)
 
-    def send_again(self) -> None:
-        """Begin anew with all, because the keeper that may have had them is gone."""
+    def give_up(self, worker_id: str) -> None:
+        """Wait no longer for one that the keeper cannot carry out; the next keeper is sent it all the same."""
+        if (order := self._orders.get(worker_id)) is not None:
+            order.is_given_up = order.is_told = True
+
+    def send_again(self, keeper: Child) -> None:
+        """Begin anew with those that a keeper had, which is gone."""
         for order in self._orders.values():
-            order.is_sent, order.overdue_sent = False, 0
+            if order.sent_to is keeper:
+                order.sent_to, order.overdue_sent, order.is_sent = None, 0, False
 
     def send(self, keeper: Child) -> None:
         """Send what was not sent yet; never waits."""
         assert keeper.orders is not None
         for order in self._orders.values():
+            if order.sent_to not in {None, keeper}:
+                continue  # its predecessor is about to end, and may be at it
+            order.sent_to = keeper
             # What has overrun fails before the rest is recovered; one that is sent twice is refused by the fence.
             while order.overdue_sent < len(order.overdue):
                 if not keeper.orders.try_send(order.overdue[order.overdue_sent]):
@@ -106,7 +118,7 @@ class Recoveries:
 
 
 def _message(order: _Order) -> dict[str, Any]:
-    """Give what the keeper is told (`durably.worker.keeper.Orders`)."""
+    """Give what the keeper is told (`durably.worker.orders.Orders`)."""
     return {
         "worker_id": order.worker_id,
         "reason": order.reason,

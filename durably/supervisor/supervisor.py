@@ -184,6 +184,7 @@ class Supervisor:
         for child in self._crew.workers():
             self._crew.tell_state(child)
         self._stacks.tell(now)
+        self._memory.watch(now)
         self._tell_health(now)
         self._tell_systemd(now)
         self._finish(now)
@@ -218,8 +219,10 @@ class Supervisor:
                 case signal.SIGQUIT:
                     self._kill_workers(name, now)
                 case signal.SIGHUP if self._is_working:
-                    self._voice.note(f"{name}: the {len(self._crew.slots)} workers are replaced, one after the other")
-                    self._crew.reload()
+                    self._voice.note(
+                        f"{name}: the keeper and the {len(self._crew.slots)} workers are replaced, one after the other"
+                    )
+                    self._keeping.reload(now)
                 case signal.SIGTTIN if self._is_working:
                     self._voice.note(f"{name}: one worker more makes {self._crew.add(self._main_pool, now)}")
                 case signal.SIGTTOU if self._is_working and (left := self._crew.remove(self._main_pool, now)):
@@ -298,8 +301,12 @@ class Supervisor:
         """Tell of something that went wrong here."""
         self._voice.report(context, severity, error)
 
-    def keeper_is_ready(self, record: dict[str, Any]) -> None:
-        """Take the application's settings, and begin the workers."""
+    def keeper_is_ready(self, keeper: Child, record: dict[str, Any]) -> None:
+        """Take the application's settings, and begin the workers; in a reload, replace them."""
+        if self._keeping.was_ready(keeper, time.monotonic(), self._settings):
+            self._tell_warnings(record["jobs"])
+            if self._is_working:
+                self._crew.reload()
         if self._has_begun:
             return
         self._has_begun = True
@@ -312,10 +319,13 @@ class Supervisor:
         self._voice.emit(
             events.SupervisorStart(workers=sum(pools.values()), dialect=record["dialect"], version=version("durably"))
         )
-        for context, warning in warnings_about(record["jobs"], pools):
-            self.report(context, "warning", warning)
+        self._tell_warnings(record["jobs"])
         if self._stopping is None:
             self._crew.open(pools)
+
+    def _tell_warnings(self, jobs: dict[str, str]) -> None:
+        for context, warning in warnings_about(jobs, pools_of(self._settings)):
+            self.report(context, "warning", warning)
 
     def events_were_lost(self, number: int) -> None:
         """
@@ -351,6 +361,10 @@ class Supervisor:
         """Cross an order off."""
         self._keeping.unrecovered.confirm(worker_id)
 
+    def cannot_be_recovered(self, worker_id: str) -> None:
+        """Wait no longer for it."""
+        self._keeping.unrecovered.give_up(worker_id)
+
     # --- the ends of children -------------------------------------------------------------------------------
 
     def _reap(self, now: float) -> None:
@@ -368,7 +382,7 @@ class Supervisor:
                 self._worker_ended(child, exit_code, signal_name, now)
 
     def _worker_ended(self, child: Child, exit_code: int | None, signal_name: str | None, now: float) -> None:
-        ending = ending_of(child, exit_code, signal_name, self._memory)
+        ending = ending_of(child, exit_code, signal_name, self._memory, now)
         if self._health is not None and self._stopping is None:
             self._health.worker_ended(ending)
         self._crew.tell_state(child, "exited")
@@ -380,10 +394,17 @@ class Supervisor:
             self._give_up(self._respawn.verdict())
 
     def _keeper_ended(self, child: Child, exit_code: int | None, signal_name: str | None, now: float) -> None:
-        self._keeping.ended(child)
+        is_successor = child is self._keeping.slot.successor
+        counts = self._keeping.ended(child)
         how = f"was killed by {signal_name}" if signal_name else f"exited with code {exit_code}"
-        if signal_name == "SIGKILL" and child.ending == "died" and self._memory.has_struck():
+        if signal_name == "SIGKILL" and child.ending == "died" and self._memory.has_struck(now):
             how += ", probably because there was no memory left"
+        if is_successor and self._stopping is None:
+            if child.failure is not None:
+                self.report("boot", "error", f"the new keeper could not begin: {child.failure}")
+            self.report("reload", "error", f"the new keeper {how} before it was ready; the keeper and the workers stay")
+        if not counts:
+            return
         if not self._has_begun:
             self._give_up(f"the start failed: {child.failure or how}")
         elif self._stopping is None or self._keeping.unrecovered:
@@ -428,7 +449,7 @@ class Supervisor:
             now,
             ready=sum(slot.child is not None and slot.child.state == "ready" for slot in slots),
             workers=len(slots),
-            reloading=self._crew.is_reloading,
+            reloading=self._keeping.is_reloading or self._crew.is_reloading,
             stopping=self._stopping,
         )
 

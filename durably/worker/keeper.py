@@ -14,23 +14,24 @@ import selectors
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from durably import events
 from durably.store import runs
 from durably.store.pause import Pause
 from durably.worker.failure import type_name
-from durably.worker.timeouts import Timed
+from durably.worker.orders import Undone
 from durably.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from durably.emitter import Emitter
     from durably.settings import Settings
     from durably.store.database import Database
     from durably.store.dialects import Watch
     from durably.worker.doorbell import Doorbell
+    from durably.worker.orders import Orders
 
 # A commit's sign comes before the commit is seen: with these looks, in seconds, it was seen after 0.96 ms in the
 # median, without them one commit late.
@@ -43,25 +44,6 @@ _SECONDS_BETWEEN_IDLE_LOOKS: Final = 0.05
 _MOST_NEWS: Final = 64
 # For runs that are pending still: few, because each ring costs a worker a look, and they may be of no worker's jobs.
 _RINGS_A_POLL: Final = 4
-
-
-class Orders(Protocol):
-    """
-    Where a supervisor's orders arrive, a dict each.
-
-    One with "work" is to fail what was overdue when its worker was killed ("worker_id", "began"). Any other is to
-    recover a worker's runs: "worker_id", "reason", "exit_code", "signal" and "culprit".
-    """
-
-    def fileno(self) -> int:
-        """Give the descriptor that turns readable when there is an order, or the supervisor is gone."""
-
-    def drain(self) -> Sequence[dict[str, Any]]:
-        """Take the orders that have arrived; never waits."""
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether the supervisor is gone."""
 
 
 class Keeper:
@@ -79,6 +61,7 @@ class Keeper:
         on_cancellation: Called when somebody has cancelled runs, which workers here may be executing.
         pool_of: Names the pool of a job whose workers listen to another doorbell; None for one of this.
         ring_pools: Called with how many runs became pending for each such pool.
+        on_give_up: Called with the id of a dead worker that cannot be recovered.
         on_tick: Called before each round and after each of its parts, with the monotonic time: the sign of life.
     """
 
@@ -95,6 +78,7 @@ class Keeper:
         on_cancellation: Callable[[], None] = lambda: None,
         pool_of: Callable[[str], str | None] = lambda _job_name: None,
         ring_pools: Callable[[Mapping[str, int]], None] = lambda _pools: None,
+        on_give_up: Callable[[str], None] = lambda _worker_id: None,
         on_tick: Callable[[float], None] = lambda _now: None,
     ) -> None:
         self.upkeep: Final = Upkeep(database, settings, emitter, self.report, supervisor_id)
@@ -102,11 +86,21 @@ class Keeper:
         self._polling_interval = settings.polling_interval
         self._emitter = emitter
         self._doorbell = doorbell
-        self._orders = orders
+        self._orders: Undone | None = None
+        if orders is not None:
+            self._orders = Undone(
+                orders,
+                self.upkeep.recovery,
+                first_pause=settings.polling_interval / 10,
+                on_done=self._order_done,
+                on_give_up=on_give_up,
+                tell=lambda message, error: self._tell("recovery", "error", message, type_name(error)),
+            )
         self._on_idle = on_idle
         self._on_cancellation = on_cancellation
         self._pool_of = pool_of
         self._ring_pools = ring_pools
+        self._on_give_up = on_give_up
         self._on_tick = on_tick
         self._stopped = threading.Event()
         self._stop_reading, self._stop_writing = os.pipe()
@@ -119,7 +113,6 @@ class Keeper:
         # Runs that the doorbell was rung for: id, time and job; and whose cancellation was passed on: id and time.
         self._rung_for: set[tuple[str, int, str]] = set()
         self._seen_cancelled: set[tuple[str, int]] | None = None
-        self._undone: list[dict[str, Any]] = []
         self._failing: set[str] = set()
 
     def stop(self) -> None:
@@ -156,12 +149,13 @@ class Keeper:
         watching = self._watch_if_possible(selector, now)
         pause = self._polling_interval if self._on_idle is None else _SECONDS_BETWEEN_IDLE_LOOKS
         due = min(self.upkeep.next_due(), self._poll_after, now + pause)
+        if self._orders is not None:
+            due = min(due, self._orders.next_due())
         if not watching:
             due = min(due, self._look_after)
         ready = {key.fileobj for key, _ in selector.select(max(0.0, due - now))}
         if self._orders is not None:
-            self._undone.extend(self._orders.drain())
-        self._carry_out_orders()
+            self._orders.carry_out()
         now = time.monotonic()
         self.upkeep.round(now)
         if self._watch is not None and self._watch in ready:
@@ -232,27 +226,11 @@ class Keeper:
         if pools:
             self._ring_pools({pool: min(count, most) for pool, count in pools.items() if pool is not None})
 
-    def _carry_out_orders(self) -> None:
-        """Do what is left of the supervisor's dead children; an order that fails is kept for the next round."""
-        while self._undone:
-            recovered = self._carry_out(self._undone[0])
-            self._undone.pop(0)
-            self._on_tick(time.monotonic())
-            if recovered:
-                self._doorbell.ring(recovered)
-                self._poll_after = 0.0  # they may be of other pools
-
-    def _carry_out(self, order: dict[str, Any]) -> int:
-        if "work" in order:
-            self.upkeep.recovery.fail_overdue(order["worker_id"], Timed(**order["work"]), order["began"])
-            return 0
-        return self.upkeep.recovery.recover(
-            order["worker_id"],
-            reason=order["reason"],
-            exit_code=order["exit_code"],
-            signal=order["signal"],
-            culprit=order["culprit"],
-        )
+    def _order_done(self, recovered: int) -> None:
+        self._on_tick(time.monotonic())
+        if recovered:
+            self._doorbell.ring(recovered)
+            self._poll_after = 0.0  # they may be of other pools
 
     def report(self, part: str, error: BaseException | None) -> None:
         """

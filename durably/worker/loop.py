@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["working", "draining", "releasing", "lost"]
 _CLOSING_SECONDS: Final = 5.0
-_STUCK_SECONDS: Final = 1.0
+_STUCK_SECONDS: Final = 0.5
+"""A loop that is late for less is late as on any busy host."""
 _LATE_SECONDS: Final = 1.0
 """How late the pulse may come and count nevertheless."""
 # A worker looks by itself all the same, but seldom: for a host whose keeper has died and cannot be replaced.

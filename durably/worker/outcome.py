@@ -105,13 +105,14 @@ async def _call(execution: Execution, executors: Executors) -> Any:
 
 async def _call_async(execution: Execution, step: AsyncStep, value: Any) -> Any:
     process = os.getpid()
-    try:
-        returned = await bounded(execution.job.run(step, value), execution.time.limit)
-    except Exception as error:
-        step.explain(error)
-        raise
-    finally:
-        end_if_forked(process)
+    with execution.host.board.executing(execution.run.id):
+        try:
+            returned = await bounded(execution.job.run(step, value), execution.time.limit)
+        except Exception as error:
+            step.explain(error)
+            raise
+        finally:
+            end_if_forked(process)
     step.check_all_begun()
     return returned
 

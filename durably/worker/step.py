@@ -176,8 +176,12 @@ class Step(_Context):
         if is_async_callable(call.fn):
             # Nobody cancels a thread, so here the run's own limit is kept too.
             coroutine = bounded(call.fn(*call.args), earlier(call.limit, self._execution.time.limit))
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+            return asyncio.run_coroutine_threadsafe(self._on_loop(coroutine), self._loop).result()
         return call_plain(call.fn, *call.args)
+
+    async def _on_loop(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        with self._execution.host.board.executing(self.run_id):
+            return await coroutine
 
 
 class AsyncStep(_Context):

@@ -21,7 +21,7 @@ def run_in_thread(execution: Execution, executor: Executor, fn: Callable[..., An
         RuntimeError: The system has no room for another thread.
     """
     try:
-        return asyncio.get_running_loop().run_in_executor(executor, fn, *args)
+        return asyncio.get_running_loop().run_in_executor(executor, _call, execution, fn, *args)
     except RuntimeError as error:
         # Executors say so from the main thread's end on, while the interpreter waits for their threads. No public
         # flag is up by then.
@@ -29,3 +29,8 @@ def run_in_thread(execution: Execution, executor: Executor, fn: Callable[..., An
             execution.host.stop(release=True, reason="interpreter-exit")
             execution.token.raise_if_set()
         raise
+
+
+def _call(execution: Execution, fn: Callable[..., Any], *args: Any) -> Any:
+    with execution.host.board.executing(execution.run.id):
+        return fn(*args)

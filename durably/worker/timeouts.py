@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from durably.errors import RunTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
 
     from durably.errors import DurablyError
 
@@ -134,7 +136,7 @@ class Timed:
 
 
 class Board(Protocol):
-    """Where a worker says what it has a timeout for. Safe for threads; never waits."""
+    """Where a worker says what has a timeout, and which thread is in whose code. Safe for threads; never waits."""
 
     def enter(self, work: Timed, at: float) -> int | None:
         """
@@ -147,6 +149,9 @@ class Board(Protocol):
     def leave(self, place: int | None) -> None:
         """Take off what stands at *place*."""
 
+    def executing(self, run_id: str) -> AbstractContextManager[None]:
+        """Say, for as long as it lasts, that this thread executes a run's code, perhaps among that of others."""
+
 
 class NoBoard:
     """For a worker that nobody can kill: nobody looks."""
@@ -157,3 +162,7 @@ class NoBoard:
 
     def leave(self, place: int | None) -> None:
         """Do nothing."""
+
+    def executing(self, _run_id: str) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()

@@ -24,7 +24,7 @@ def note(run_id: str, what: str) -> None:
 
 
 def hang(kind: str) -> None:
-    """Hang for good in one of four ways."""
+    """Hang for good in one of five ways."""
     match kind:
         case "spin":
             while True:
@@ -37,12 +37,24 @@ def hang(kind: str) -> None:
             lock.acquire()
         case "sleep":
             time.sleep(LONG)
+        case "poll":
+            while True:
+                time.sleep(0.01)
 
 
 @durably.job("hang-once")
 async def hang_once(step: AsyncStep, kind: str) -> str:
     """Hang on the event loop, but only in the first process that executes it."""
     if await step.run("pid", os.getpid) == os.getpid():
+        note(step.run_id, "hanging")
+        hang(kind)
+    return kind
+
+
+@durably.job("hog-once")
+def hog_once(step: StepContext, kind: str) -> str:
+    """Hang in a thread, but only in the first process that executes it."""
+    if step.run("pid", os.getpid) == os.getpid():
         note(step.run_id, "hanging")
         hang(kind)
     return kind
@@ -80,6 +92,14 @@ async def await_briefly(step: AsyncStep, seconds: float) -> str:
     """Await in a step with a timeout, which it would keep if the event loop were its own."""
     note(step.run_id, "awaiting")
     await step.run("awaits", asyncio.sleep, seconds, timeout=2 * seconds)
+    return "in time"
+
+
+@durably.job("nap-briefly")
+def nap_briefly(step: StepContext, seconds: float) -> str:
+    """Sleep in a step with a timeout, which it would keep if Python's lock were its own."""
+    note(step.run_id, "napping")
+    step.run("naps", time.sleep, seconds, timeout=2 * seconds)
     return "in time"
 
 

@@ -60,7 +60,7 @@ def test_a_worker_in_a_call_that_keeps_pythons_lock_is_replaced(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("job", ["overrun", "overrun-loop"])
-@pytest.mark.parametrize("kind", ["spin", "gil", "lock", "sleep"])
+@pytest.mark.parametrize("kind", ["spin", "gil", "lock", "sleep", "poll"])
 def test_a_step_that_cannot_be_cancelled_fails_with_its_timeout_and_costs_nobody_else_anything(
     tmp_path: Path, kind: str, job: str
 ) -> None:
@@ -94,6 +94,53 @@ def test_a_step_that_is_late_because_another_run_keeps_the_event_loop_is_not_to_
         assert [(run.output, run.interruptions) for run in ended] == [("in time", 0), ("sleep", 1)]
         (gone,) = eventually(lambda: [e for e in supervised.events("worker:exit") if e["signal"]])
         assert gone["reason"] == "hung"
+
+
+def test_who_keeps_the_event_loop_is_told_before_what_waits_for_it_is_blamed_however_short_kill_timeout_is(
+    tmp_path: Path,
+) -> None:
+    # contract 89d, 165b
+    settings: dict[str, Any] = {"hang_threshold": 12, "kill_timeout": 0.3}
+    with Supervised(tmp_path, app=HANGING, workers=1, **settings) as supervised:
+        supervised.until_ready(1)
+        (awaiting,) = supervised.trigger("await-briefly", 0.5)
+        eventually(lambda: [awaiting, "awaiting"] in [note[:2] for note in supervised.notes()])
+        (culprit,) = supervised.trigger("hang-once", "sleep")
+        ended = [supervised.client.wait_for_run(run, timeout=40) for run in (awaiting, culprit)]
+        assert [(run.output, run.interruptions) for run in ended] == [("in time", 0), ("sleep", 1)]
+        (suspected,) = supervised.events("worker:suspect")
+        assert (suspected["reason"], suspected["run_id"]) == ("hung", culprit)
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the system does not tell who waits for a lock")
+@pytest.mark.parametrize("late", ["nap-briefly", "await-briefly"])
+@pytest.mark.parametrize("hog", ["hog-once", "hang-once"])
+def test_what_is_late_because_another_run_keeps_pythons_lock_is_not_failed_for_its_timeout(
+    tmp_path: Path, hog: str, late: str
+) -> None:
+    # contract 89d, 89f
+    with Supervised(tmp_path, app=HANGING, workers=1, stale_threshold=6, **QUICK) as supervised:
+        supervised.until_ready(1)
+        (innocent,) = supervised.trigger(late, 1.0)
+        eventually(lambda: [note for note in supervised.notes() if note[0] == innocent])
+        (culprit,) = supervised.trigger(hog, "gil")
+        ended = [supervised.client.wait_for_run(run, timeout=40) for run in (innocent, culprit)]
+        assert [(run.output, run.interruptions) for run in ended] == [("in time", 1), ("gil", 1)]
+        (suspected,) = supervised.events("worker:suspect")
+        assert suspected["reason"] == "silent"
+        assert [e["reason"] for e in supervised.events("worker:exit") if e["signal"]] == ["silent"]
+
+
+def test_what_keeps_pythons_lock_past_its_own_timeout_fails_and_not_what_has_one_too_and_waits(tmp_path: Path) -> None:
+    # contract 89d, 89f
+    with Supervised(tmp_path, app=HANGING, workers=1, heartbeat_interval=0.2, kill_timeout=3) as supervised:
+        supervised.until_ready(1)
+        (innocent,) = supervised.trigger("nap-briefly", 1.0)
+        eventually(lambda: [note for note in supervised.notes() if note[0] == innocent])
+        (culprit,) = supervised.trigger("overrun", "gil")
+        assert failure_of(supervised, culprit).error_type == "StepTimeoutError"
+        ended = supervised.client.wait_for_run(innocent, timeout=30)
+        assert (ended.output, ended.interruptions) == ("in time", 0)
 
 
 def test_a_run_that_overruns_its_jobs_timeout_between_steps_fails_and_is_not_resumed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 import statistics
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -101,6 +102,61 @@ def test_pools_may_be_the_applications_own_setting_and_each_worker_is_replaced_i
         finish(supervised, supervised.trigger("slow", 0.01))
 
 
+MOVING = """
+from durably import Durably
+
+durably = Durably()
+
+
+@durably.job("moves"POOL)
+def moves(step, n):
+    return n
+"""
+
+
+def keepers(supervised: Supervised) -> list[int]:
+    return [child.pid for child in supervised.children() if child.pid not in supervised.ready_workers().values()]
+
+
+@pytest.mark.wakes
+# contract 161a, 171d
+def test_after_a_reload_a_job_in_another_pool_wakes_the_workers_of_that_pool(tmp_path: Path) -> None:
+    app = tmp_path / "app.py"
+    app.write_text(MOVING.replace("POOL", ""))
+    with Supervised(tmp_path, "--pool", "heavy:1", app=app, workers=1, polling_interval=5) as supervised:
+        before = supervised.until_ready(2)
+        (keeper,) = keepers(supervised)
+        app.write_text(MOVING.replace("POOL", ', pool="heavy"'))
+        supervised.process.send_signal(signal.SIGHUP)
+        eventually(lambda: len(now := supervised.ready_workers()) == 2 and not now.keys() & before.keys(), timeout=30)
+        eventually(lambda: len(keepers(supervised)) == 1)
+        assert keepers(supervised) != [keeper]
+        (run,) = finish(supervised, supervised.trigger("moves", 7))
+        assert run.started_at is not None
+        assert (run.started_at - run.created_at).total_seconds() < 3
+
+
+# contract 161a, 171d
+def test_a_reload_warns_of_a_job_that_no_worker_takes_any_more(tmp_path: Path) -> None:
+    app = tmp_path / "app.py"
+    app.write_text(MOVING.replace("POOL", ""))
+    with Supervised(tmp_path, app=app, workers=1) as supervised:
+        supervised.until_ready(1)
+        app.write_text(MOVING.replace("POOL", ', pool="heavy"'))
+        supervised.process.send_signal(signal.SIGHUP)
+        warned = eventually(lambda: [e["error"] for e in supervised.events("supervisor:error")])
+        assert "'heavy' ('moves')" in warned[0]
+
+
+# contract 161a
+def test_until_idle_executes_what_is_pending_in_every_pool(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "--pool", "heavy:1", "--until-idle", app=POOLED, workers=1)
+    runs = supervised.trigger("slow", 0.5, 0.5) + supervised.trigger("quick", 1)
+    with supervised:
+        assert supervised.wait() == 0
+        assert [run.output for run in finish(supervised, runs)] == [0.5, 0.5, 1]
+
+
 def test_a_worker_in_an_application_takes_the_jobs_of_all_pools(app: Durably) -> None:
     # contract 161a
     heavy = app.job("heavy", pool="heavy")(lambda step, _: "done")
@@ -117,6 +173,7 @@ def test_a_worker_in_an_application_takes_the_jobs_of_all_pools(app: Durably) ->
         ({"pools": ["heavy:1"], "workers": 2}, {"default": 2, "heavy": 1}),
         ({"pools": {"heavy": 2}}, {"heavy": 2}),
         ({"pools": {"default": 5}, "workers": 2}, {"default": 5}),
+        ({"pools": MappingProxyType({"heavy": 2})}, {"heavy": 2}),
     ],
 )
 def test_how_many_workers_a_pool_has(given: Any, pools: dict[str, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import threading
 import time
@@ -161,6 +162,37 @@ def test_what_sigttin_and_sigttou_did_survives_a_reload(tmp_path: Path) -> None:
         supervised.process.send_signal(signal.SIGTTOU)  # the last one stays
         eventually(lambda: "SIGTTOU changes nothing now" in said(supervised))
         assert len(supervised.ready_workers()) == 1
+
+
+# contract 171a
+def test_sigttou_removes_a_worker_that_does_not_begin_before_one_that_works(tmp_path: Path) -> None:
+    app, broken = tmp_path / "app.py", tmp_path / "broken"
+    app.write_text(
+        "from pathlib import Path\nfrom durably import Durably\n"
+        f"if Path({str(broken)!r}).exists(): raise RuntimeError('no luck')\n"
+        "durably = Durably()\n"
+    )
+    with Supervised(tmp_path, app=app, workers=2) as supervised:
+        workers = supervised.until_ready(2)
+        first, second = [e["worker"] for e in supervised.events("worker:state") if e["state"] == "starting"]
+        broken.touch()
+        os.kill(workers[first], signal.SIGKILL)
+        eventually(lambda: [e for e in supervised.events("worker:backoff") if e["deaths"] >= 4])
+        supervised.process.send_signal(signal.SIGTTOU)
+        eventually(lambda: "SIGTTOU: one worker less makes 1" in said(supervised))
+        died = len(supervised.events("worker:backoff"))
+        supervised.process.send_signal(signal.SIGTTOU)
+        eventually(lambda: "SIGTTOU changes nothing now" in said(supervised))
+        assert states(supervised)[second] == "ready"
+        assert len(supervised.events("worker:backoff")) == died
+
+
+# contract 162a
+def test_children_are_called_by_what_they_are(tmp_path: Path) -> None:
+    with Supervised(tmp_path, "--pool", "heavy-duty:1", "--health-port", "0", workers=1) as supervised:
+        supervised.until_ready(2)
+        called = sorted(Path(f"/proc/{child.pid}/comm").read_text().strip() for child in supervised.children())
+        assert called == ["durably-health", "durably-keeper", "durably:default", "durably:heavy-d"]
 
 
 # contract 171

@@ -108,6 +108,57 @@ def test_a_killed_keeper_is_replaced_and_recovery_goes_on(tmp_path: Path) -> Non
         eventually(lambda: status_of(supervised, run_id) == "completed")
 
 
+# contract 163, 171d
+def test_a_keeper_that_is_killed_during_a_reload_is_followed_by_one(tmp_path: Path) -> None:
+    with Supervised(tmp_path) as supervised:
+        before = supervised.until_ready(2)
+        (keeper,) = [child for child in supervised.children() if child.pid not in before.values()]
+        supervised.process.send_signal(signal.SIGHUP)
+        keeper.kill()
+
+        def replaced() -> bool:
+            now = supervised.ready_workers()
+            return len(now) == 2 and not now.keys() & before.keys() and len(supervised.children()) == 3
+
+        eventually(replaced, timeout=30)
+        (run_id,) = supervised.trigger("wait", 0.3)
+        os.kill(pid_of(supervised, run_id), signal.SIGKILL)
+        eventually(lambda: status_of(supervised, run_id) == "completed")
+
+
+@pytest.mark.own("sqlite")
+# contract 163c
+def test_a_worker_that_cannot_be_recovered_holds_nothing_up_and_is_left_to_the_next_supervisor(tmp_path: Path) -> None:
+    with Supervised(tmp_path, "--concurrency", "1", polling_interval=0.05) as supervised:
+        workers = supervised.until_ready(2)
+        refused, other = supervised.trigger("wait", 60, 0.3)
+        pids = {run: pid_of(supervised, run) for run in (refused, other)}
+        lost = next(worker for worker, pid in workers.items() if pid == pids[refused])
+        with supervised.client.database.writing() as connection:
+            connection.execute(
+                text(
+                    "CREATE TRIGGER refuse BEFORE UPDATE ON durably_workers "
+                    f"WHEN NEW.id = '{lost}' AND NEW.state = 'dead' BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+                )
+            )
+        for pid in pids.values():
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: status_of(supervised, other) == "completed")
+
+        def told() -> list[str]:
+            return [e["error"] for e in supervised.events("supervisor:error") if e["context"] == "recovery"]
+
+        eventually(lambda: any("not this one" in error for error in told()), timeout=60)
+        assert status_of(supervised, refused) == "running"
+        supervised.process.terminate()
+        assert supervised.wait(10) == 0
+        assert "is left to the next supervisor" in told()[-1]
+    with supervised.client.database.writing() as connection:
+        connection.execute(text("DROP TRIGGER refuse"))
+    with Supervised(tmp_path, url=supervised.url):
+        eventually(lambda: supervised.client.get_run(refused).interruptions == 1)  # type: ignore[union-attr]
+
+
 # contract 66, 69
 def test_a_run_that_kills_every_worker_fails_with_the_reason_after_its_last_interruption(tmp_path: Path) -> None:
     with Supervised(tmp_path, max_interruptions=2) as supervised:
