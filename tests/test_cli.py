@@ -444,6 +444,15 @@ def test_an_application_that_hides_the_library_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("text", "reference"), [(APP, "app.py:typo"), ("import durably\ndurably.Durably(workers=0)\n", "app.py")]
+)
+def test_what_only_an_import_shows_to_be_wrong_is_wrong_usage_too(here: Path, text: str, reference: str) -> None:
+    (here / "app.py").write_text(text)
+    for arguments in (["supervise"], ["trigger", "greet", "--app"]):
+        assert command(*arguments, reference, cwd=here).code == 2
+
+
+@pytest.mark.parametrize(
     "arguments", [["trigger", "greet"], ["supervise"], ["migrate"], ["status"], ["doctor"]], ids=lambda given: given[0]
 )
 def test_an_application_that_raises_as_it_is_imported_is_no_wrong_usage(here: Path, arguments: list[str]) -> None:

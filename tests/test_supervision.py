@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import struct
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
-from durably import ValidationError
+from durably import ValidationError, events
+from durably.events import as_record
 from durably.ids import new_id
 from durably.settings import load_settings
 from durably.supervisor.board import Board, BoardWriter, _record_at
 from durably.supervisor.children import Child, Slot
 from durably.supervisor.deaths import OutOfMemory, ending_of
 from durably.supervisor.lockwait import is_held_up
+from durably.supervisor.outage import Outage
 from durably.supervisor.recycling import Bounds, draw_bounds, resident_memory
 from durably.supervisor.respawn import Respawn
 from durably.supervisor.suspicion import Evidence, Patience, Suspicion, suspect
@@ -39,6 +43,36 @@ def child(**changes: Any) -> Child:
         "channel": None, "orders": None, "stacks": None, "board": None, "began_at": 0.0, "heard_at": 0.0,
     }  # fmt: skip
     return Child(**values | changes)
+
+
+def test_an_outage_is_told_once_a_minute_while_somebody_waits() -> None:
+    # contract 168a
+    told: list[tuple[str, str, str]] = []
+    outage = Outage(lambda *what: told.append(what))
+
+    def hear(pid: int, severity: str, now: float, context: str = "database") -> None:
+        event = events.WorkerError(context=context, severity="error", error="away", error_type="OSError")
+        outage.take(json.loads(orjson.dumps(as_record(event))) | {"severity": severity, "process": {"pid": pid}}, now)
+
+    outage.take({"type": "log", "message": "database"}, 0.0)
+    hear(3, "error", 0.0, context="handler")
+    outage.tell(1_000.0)
+    assert told == []
+    hear(1, "error", 1_000.0)
+    hear(2, "error", 1_030.0)
+    outage.tell(1_059.0)
+    assert told == []
+    outage.tell(1_060.0)
+    outage.tell(1_061.0)
+    assert told == [("database", "warning", "the database has been away for 1 min 0 s; 2 of our processes wait")]
+    hear(1, "info", 1_070.0)
+    outage.tell(1_120.0)
+    assert told[1:] == [("database", "warning", "the database has been away for 1 min 30 s; 1 of our processes wait")]
+    outage.forget(2)
+    outage.tell(2_000.0)
+    hear(1, "error", 3_000.0)
+    outage.tell(3_001.0)
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ EPILOG: Final = """Signals
 Exit codes
   0  All ended cleanly.
   1  The start failed, or the supervisor gave up; the log says why.
-  2  Wrong usage; nothing was started.
+  2  Wrong usage, also of a setting in the application; no worker was started.
   3  Some children had to be killed.
 
 Examples

@@ -44,6 +44,7 @@ class Child:
         has_row: Whether a worker has told that its row stands.
         runs_ended: Runs that a worker has completed or failed.
         failure: Why it could not begin, as it told.
+        is_refused: Whether that is because something that was given is wrong.
         waits_for_database: Whether it could not begin because the database is away.
         stuck_for: For how long its event loop had not come round when it gave its last sign of life.
         stuck_in: The run whose code the loop was in, if that showed.
@@ -80,6 +81,7 @@ class Child:
     last_sequence: int = 0
     runs_ended: int = 0
     failure: str | None = None
+    is_refused: bool = False
     waits_for_database: bool = False
     suspicion: Suspicion | None = None
     stuck_for: float = 0.0

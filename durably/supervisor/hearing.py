@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from durably.errors import DatabaseUnavailableError
+from durably.errors import DatabaseUnavailableError, ValidationError
 
 if TYPE_CHECKING:
     from durably import events
@@ -79,6 +79,7 @@ def _heed(child: Child, record: dict[str, Any], listener: Listener) -> None:
             return
         case "boot:failed":
             child.failure = record["traceback"] or record["error"]
+            child.is_refused = record["error_type"] == ValidationError.__name__
             child.waits_for_database = record["error_type"] == DatabaseUnavailableError.__name__
             return
         case "unreadable":

@@ -29,6 +29,7 @@ from durably.supervisor.health import Health
 from durably.supervisor.hearing import hear
 from durably.supervisor.keeping import Keeping
 from durably.supervisor.nursery import Nursery
+from durably.supervisor.outage import Outage
 from durably.supervisor.pools import pools_of, warnings_about
 from durably.supervisor.respawn import Respawn
 from durably.supervisor.signals import SignalPipe
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 EXIT_CLEAN: Final = 0
 EXIT_FAILED: Final = 1
 """The start failed, or the supervisor gave up."""
+EXIT_USAGE: Final = 2
+"""The start failed because something that was given is wrong; to start again does not help."""
 EXIT_KILLED: Final = 3
 """All children are gone, but some had to be killed."""
 
@@ -88,6 +91,8 @@ class Supervisor:
         self._load: Callable[[], Durably]
         if isinstance(app, str):
             self._load = partial(load_app, app)
+        elif app is not None and not isinstance(app, Durably):
+            raise ValidationError("app", f"{app!r:.80} is neither a Durably instance nor where one is found, as text")
         else:
             instance = app if app is not None else make_app(overrides, jobs)
             self._load = partial(_give, instance)
@@ -97,6 +102,7 @@ class Supervisor:
         self._voice: Final = Voice(on_error)
         self._signals: Final = SignalPipe()
         self._respawn: Final = Respawn()
+        self._outage: Final = Outage(self.report)
         self._guard: Final = Guard(self._voice, lambda: self._settings, self._had_to_kill)
         # All below are owned by the thread that calls `run`.
         self._nursery: Nursery
@@ -129,8 +135,9 @@ class Supervisor:
         Supervise until stopped.
 
         Returns:
-            The exit code: 0 after a clean drain, 1 if the start failed or the supervisor gave up, 3 if children
-            had to be killed.
+            The exit code: 0 after a clean drain, 1 if the start failed or the supervisor gave up, 2 if it failed
+            because of what was given (the application has no such name, a setting is wrong), 3 if children had to
+            be killed.
         """
         self.begin()
         try:
@@ -184,6 +191,7 @@ class Supervisor:
         for child in self._crew.workers():
             self._crew.tell_state(child)
         self._stacks.tell(now)
+        self._outage.tell(now)
         self._memory.watch(now)
         self._tell_health(now)
         self._tell_systemd(now)
@@ -294,6 +302,7 @@ class Supervisor:
     def tell(self, record: dict[str, Any]) -> None:
         """Tell an event or a log line on, to the log and to who subscribed."""
         self._voice.pass_on(record)
+        self._outage.take(record, time.monotonic())
         if self._health is not None:
             self._health.take(record)
 
@@ -376,6 +385,7 @@ class Supervisor:
                 self.events_were_lost(lost)
                 self.report("events-lost", "warning", f"the last {lost} events of worker {child.id} were lost with it")
             exit_code, signal_name = child.bury()
+            self._outage.forget(child.pid)
             if child.is_keeper:
                 self._keeper_ended(child, exit_code, signal_name, now)
             else:
@@ -406,13 +416,13 @@ class Supervisor:
         if not counts:
             return
         if not self._has_begun:
-            self._give_up(f"the start failed: {child.failure or how}")
+            self._give_up(f"the start failed: {child.failure or how}", EXIT_USAGE if child.is_refused else EXIT_FAILED)
         elif self._stopping is None or self._keeping.unrecovered:
             self._keeping.follow(child, how, now)
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, exit_code: int = EXIT_FAILED) -> None:
         self.report("gave-up", "error", reason)
-        self._exit_code = EXIT_FAILED
+        self._exit_code = exit_code
         self._drain("gave up", time.monotonic())
 
     # --- health ---------------------------------------------------------------------------------------------
