@@ -20,6 +20,7 @@ from durably.ids import new_id
 from durably.store.triggers import NewRun, trigger
 from durably.testing.dialects.databases import databases
 from durably.testing.dialects.suite.support import eventually
+from tests import databases as makers
 from tests.e2e.harness import Supervised
 from tests.namespace import CannotMakeError, another_machine
 
@@ -37,8 +38,9 @@ KILLS = 40 if IS_LONG else 8
 LOSSES = 12 if IS_LONG else 3
 SEED = int(os.environ.get("DURABLY_TEST_SEED", "20261125"))
 HEARTBEAT, SILENCE = 0.5, 2.0
-# Two cores for three supervisors and their workers: what a busy machine adds to what is promised.
-SLACK_SECONDS = 3.0
+# A libSQL server does not learn that a client is gone: it lets nobody else write until the dead one's transaction is
+# 5 s old. With the default stale_threshold of 30 s that is over long before anybody is silent.
+HELD_UP = {"libsql_server": 5.0}
 
 
 pytestmark = pytest.mark.own("postgresql", "libsql_server")
@@ -68,7 +70,7 @@ def test_families_that_are_killed_lose_no_run_and_keep_the_runs_of_a_key_apart(t
         check_serial(families, keys)
         delays = recovery_delays(families, killed)
     print(f"\n{len(delays)} workers recovered after {min(delays):.2f} to {max(delays):.2f} s")
-    assert max(delays) < SILENCE + HEARTBEAT + SLACK_SECONDS
+    assert max(delays) < promised()
 
 
 @pytest.mark.timeout(1800 if IS_LONG else 180)
@@ -100,7 +102,12 @@ def test_a_lost_machine_is_noticed_by_the_others_within_the_stale_threshold_and_
         check_checkpoints(client, families, len(keys), LOSSES)
         check_serial(families, keys)
     print(f"\n{len(delays)} workers of lost machines recovered after {min(delays):.2f} to {max(delays):.2f} s")
-    assert max(delays) < SILENCE + HEARTBEAT
+    assert max(delays) < promised()
+
+
+def promised() -> float:
+    """Give the seconds within which a loss is noticed: the stale threshold, and one interval."""
+    return max(SILENCE, HELD_UP.get(makers.chosen, 0.0)) + HEARTBEAT
 
 
 def begin_families(tmp_path: Path, machine: Callable[[Path], tuple[str, ...]] = lambda _folder: ()) -> list[Supervised]:
