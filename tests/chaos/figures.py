@@ -53,6 +53,11 @@ def faults_by_kind(history: History) -> dict[str, int]:
     return dict(sorted(Counter(fault.kind for fault in history.faults).items()))
 
 
+def missed_by_kind(history: History) -> dict[str, int]:
+    """Count the faults that met nobody, because those for whom they were meant were down just then."""
+    return dict(sorted(Counter(fault.kind for fault in history.faults if fault.met_nobody).items()))
+
+
 def recoveries(history: History) -> dict[str, list[float]]:
     """Give by what killed a worker how long after it each of its runs was executed again, in any worker."""
     deaths = {pid: (fault.kind, fault.at) for fault in history.faults if fault.is_kill for pid in fault.pids}
