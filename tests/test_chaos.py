@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from sqlalchemy import make_url
 
-from durably.testing.dialects.databases import databases
+from durably.testing.dialects.databases import database_of, databases
 from durably.testing.dialects.suite.support import eventually
 from tests.chaos import campaign, figures
 from tests.chaos.checker import check
@@ -63,21 +64,21 @@ class Program:
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder / "temporary"
         self.folder.mkdir()
-        self._errors = (folder / "errors").open("w+")
-        self.process = psutil.Popen(
-            [sys.executable, "-m", "tests.chaos", *options],
-            cwd=ROOT,
-            env=os.environ | {"TMPDIR": str(self.folder)},
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+        self._said, self._errors = folder / "said", folder / "errors"
+        with self._said.open("w") as said, self._errors.open("w") as errors:
+            self.process = psutil.Popen(
+                [sys.executable, "-m", "tests.chaos", *options],
+                cwd=ROOT,
+                env=os.environ | {"TMPDIR": str(self.folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=errors,
+            )
 
     def outcome(self) -> tuple[int, str, str]:
         """Wait for its end; give its exit code, what it said and what it complained of."""
-        said, _ = self.process.communicate(timeout=120)
-        self._errors.seek(0)
-        return self.process.returncode, said, self._errors.read()
+        code = int(self.process.wait(120))
+        return code, self._said.read_text(encoding="utf-8"), self._errors.read_text(encoding="utf-8")
 
     def family(self) -> list[psutil.Process]:
         """List what lives of all that it has begun."""
@@ -96,6 +97,8 @@ def _with_environment(name: str, value: str) -> Iterator[psutil.Process]:
 @pytest.mark.timeout(180)
 def test_the_program_takes_the_url_of_a_database_and_says_what_it_cannot_do_to_it(tmp_path: Path) -> None:
     url = databases().fresh_url(tmp_path)
+    if url.startswith("sqlite") and not make_url(url).host:
+        Path(database_of(url)).touch()  # it must be there
     kinds = "kill-worker,lock,restart-database,fill-disk"
     program = Program(tmp_path, "--minutes", "0.1", "--dialect", url, "--seed", "1", "--faults", kinds)
     code, said, complained = program.outcome()
