@@ -338,6 +338,13 @@ def test_recovery_is_counted_from_the_kill_to_the_next_call() -> None:
     assert figures.recoveries(true_history()) == {"kill-worker": [0.5]}
 
 
+@pytest.mark.parametrize("at", [-1.0, 20.0])
+def test_the_end_of_another_process_with_the_same_number_is_no_kill_of_this_one(at: float) -> None:
+    history = true_history()
+    history.faults.append(Inflicted(kind="kill-family", at=at, pids=(FIRST,)))
+    assert figures.recoveries(history) == {"kill-worker": [0.5]}
+
+
 def test_counts_of_lost_events_are_read_from_both_lines_that_tell_them() -> None:
     assert count_of("3 events of worker 01JN before its number 9 were lost") == 3
     assert count_of("the last 12 events of worker 01JN were lost with it") == 12
