@@ -123,7 +123,7 @@ def test_the_program_leaves_nothing_behind_when_it_is_interrupted(tmp_path: Path
         timeout=60,
     )
     program.process.send_signal(number)
-    code, said, complained = program.outcome()
+    code, _, complained = program.outcome()
     assert (code, complained) == (130, ""), complained
     assert list(program.folder.glob("durably-*")) == []
     eventually(lambda: not program.family())
