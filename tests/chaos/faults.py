@@ -87,6 +87,7 @@ class Scene:
         self._due: list[tuple[float, Callable[[], object]]] = []
         self._threads: list[threading.Thread] = []
         self._database = threading.Lock()
+        self._is_over = False
 
     def later(self, seconds: float, act: Callable[[], object]) -> None:
         """Do something after so many seconds, in the thread that inflicts."""
@@ -100,10 +101,14 @@ class Scene:
         for _, act in sorted(due, key=lambda each: each[0]):
             act()
         if all_of_it:
-            self.end()
+            self._wait()
 
     def end(self) -> None:
-        """Wait for what threads still do to the database."""
+        """Wait for what is being done to the database; what waits for its turn is dropped."""
+        self._is_over = True
+        self._wait()
+
+    def _wait(self) -> None:
         for thread in self._threads:
             thread.join(_SECONDS_OF_A_THREAD)
 
@@ -116,6 +121,8 @@ class Scene:
 
         def do() -> None:
             with self._database:
+                if self._is_over:
+                    return
                 try:
                     act()
                 except Exception as error:
