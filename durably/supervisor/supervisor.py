@@ -53,6 +53,8 @@ EXIT_KILLED: Final = 3
 """All children are gone, but some had to be killed."""
 
 _LONGEST_WAIT_SECONDS: Final = 1.0
+# As many as workers of which none was ever ready, but for the last one.
+_FIRST_KEEPERS_LOST: Final = 4
 
 
 class Supervisor:
@@ -384,7 +386,10 @@ class Supervisor:
         how = f"was killed by {signal_name}" if signal_name else f"exited with code {exit_code}"
         if signal_name == "SIGKILL" and child.ending == "died" and self._memory.has_struck():
             how += ", probably because there was no memory left"
-        if not self._has_begun:
+        # What a signal ends may have been about to begin, if that does not happen again and again.
+        is_lost = child.failure is None and signal_name is not None
+        may_follow = is_lost and self._stopping is None and self._keeping.slot.deaths < _FIRST_KEEPERS_LOST
+        if not self._has_begun and not may_follow:
             self._give_up(f"the start failed: {child.failure or how}")
         elif self._stopping is None or self._keeping.unrecovered:
             self._keeping.follow(child, how, now)
