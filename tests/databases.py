@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 import tempfile
 import warnings
 from pathlib import Path
@@ -183,6 +184,9 @@ class _EmbeddedServer:
         self._pg_ctl("reload")
 
     def close(self) -> None:
+        # The library knows the server by the number of its first process, and after a restart would end nothing.
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self.stop("immediate")
         self._server.cleanup()
 
     def _pg_ctl(self, *arguments: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -9,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from tests.chaos import campaign, figures
+from tests.chaos import campaign, figures, runs
 from tests.chaos.checker import check
 from tests.chaos.faults import KINDS, draw_schedule
 from tests.chaos.history import Asked, Checkpoint, History, Inflicted, StoredRun, Witness
 from tests.chaos.sequences import count_of
 from tests.databases import NAMES
 
+BAD = ("exit-in-step", "exit-in-commit", "poison", "hang", "hang-with-gil", "overrun", "out-of-memory")
 SUPERVISOR, KEEPER, FIRST, SECOND = 10, 11, 12, 13
 Falsify = Callable[[History], None]
 
@@ -214,8 +218,29 @@ def lived_on(history: History) -> None:
     history.survivors.append("family, pid 12")
 
 
+def in_peace(history: History) -> None:
+    """Let all of it have happened although no fault was inflicted."""
+    history.faults = []
+
+
+def with_event(**event: Any) -> Falsify:
+    """Let another event have been told where no fault was inflicted, and nothing that it could come from happened."""
+
+    def falsify(history: History) -> None:
+        history.faults = []
+        history.runs = {run: replace(row, generation=1, interruptions=0) for run, row in history.runs.items()}
+        history.logs = {"family": [event | {"sequence": 1, "process": {"pid": SUPERVISOR, "role": "supervisor"}}]}
+
+    return falsify
+
+
 def badly_stopped(history: History) -> None:
     history.exit_codes.append(3)
+
+
+def draw_each_bad(chance: random.Random) -> runs.Wanted:
+    """Draw a run that a fault asks for."""
+    return runs.draw_bad(chance, chance.choice(BAD))
 
 
 FALSE: dict[str, tuple[str, Falsify]] = {
@@ -261,6 +286,9 @@ FALSE: dict[str, tuple[str, Falsify]] = {
     "a healthy worker was suspected": ("suspect", suspected),
     "a supervisor gave up": ("supervisor", gave_up),
     "an orphan lives on": ("orphan", lived_on),
+    "a run was interrupted in peace": ("calm", in_peace),
+    "a worker ended in peace": ("calm", with_event(event="worker:exit", lost_worker="w", reason="silent")),
+    "something went wrong in peace": ("calm", with_event(event="supervisor:error", context="silent", error="who?")),
     "a supervisor could not stop": ("supervisor", badly_stopped),
 }
 
@@ -310,6 +338,13 @@ def test_recovery_is_counted_from_the_kill_to_the_next_call() -> None:
     assert figures.recoveries(true_history()) == {"kill-worker": [0.5]}
 
 
+@pytest.mark.parametrize("at", [-1.0, 20.0])
+def test_the_end_of_another_process_with_the_same_number_is_no_kill_of_this_one(at: float) -> None:
+    history = true_history()
+    history.faults.append(Inflicted(kind="kill-family", at=at, pids=(FIRST,)))
+    assert figures.recoveries(history) == {"kill-worker": [0.5]}
+
+
 def test_counts_of_lost_events_are_read_from_both_lines_that_tell_them() -> None:
     assert count_of("3 events of worker 01JN before its number 9 were lost") == 3
     assert count_of("the last 12 events of worker 01JN were lost with it") == 12
@@ -317,10 +352,46 @@ def test_counts_of_lost_events_are_read_from_both_lines_that_tell_them() -> None
         count_of("some events were lost")
 
 
+def test_a_worker_that_stops_as_it_is_told_disturbs_no_peace() -> None:
+    history = true_history()
+    with_event(event="worker:exit", lost_worker="w", reason="stopped")(history)
+    assert "calm" not in {violation.promise for violation in check(history)}
+
+
 def test_a_seed_gives_one_schedule() -> None:
     drawn = [draw_schedule(seed, 60, 0.5, 2, list(KINDS)) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert {fault.kind for fault in draw_schedule(1, 600, 0.5, 2, list(KINDS))} == set(KINDS)
+
+
+def test_a_schedule_has_each_kind_once_before_any_comes_again() -> None:
+    kinds = [fault.kind for fault in draw_schedule(1, 600, 0.5, 2, list(KINDS))]
+    assert sorted(kinds[: len(KINDS)]) == sorted(KINDS)
+    assert Counter(kinds)["kill-worker"] > 2 * Counter(kinds)["kill-keeper"] > 2
+
+
+def test_without_kinds_there_is_nothing_to_draw() -> None:
+    plan = campaign.Plan(seed=1, seconds=60, kinds=())
+    assert plan.schedule() == []
+    assert plan.settings.keys() == {"concurrency"}
+
+
+@pytest.mark.parametrize("draw", [runs.draw_short, runs.draw_steady, draw_each_bad], ids=lambda draw: draw.__name__)
+def test_a_seed_gives_the_same_runs(
+    draw: Callable[[random.Random], runs.Wanted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all that they are to do is known to the application under fire."""
+    monkeypatch.setenv("DURABLY_DIALECT_URL", "sqlite:///nowhere.db")  # which nobody opens
+    from tests.chaos import load
+
+    drawn = []
+    for seed in (1, 1, 2):
+        chance = random.Random(seed)
+        wanted = [draw(chance) for _ in range(200)]
+        drawn.append([(each.new.job_name, each.new.input, each.new.concurrency_key) for each in wanted])
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert {job for job, _, _ in drawn[0]} <= {job.name for job in load.durably.registry}
+    ways = {how for _, plan, _ in drawn[0] for how, _ in json.loads(str(plan))["acts"]}
+    assert ways <= {*load.WAYS, "await"}
 
 
 def test_the_campaign_knows_each_database_by_name() -> None:

@@ -56,6 +56,8 @@ EXIT_KILLED: Final = 3
 """All children are gone, but some had to be killed."""
 
 _LONGEST_WAIT_SECONDS: Final = 1.0
+# As many as workers of which none was ever ready, but for the last one.
+_FIRST_KEEPERS_LOST: Final = 4
 
 
 class Supervisor:
@@ -415,7 +417,10 @@ class Supervisor:
             self.report("reload", "error", f"the new keeper {how} before it was ready; the keeper and the workers stay")
         if not counts:
             return
-        if not self._has_begun:
+        # What a signal ends may have been about to begin, if that does not happen again and again.
+        is_lost = child.failure is None and signal_name is not None
+        may_follow = is_lost and self._stopping is None and self._keeping.slot.deaths < _FIRST_KEEPERS_LOST
+        if not self._has_begun and not may_follow:
             self._give_up(f"the start failed: {child.failure or how}", EXIT_USAGE if child.is_refused else EXIT_FAILED)
         elif self._stopping is None or self._keeping.unrecovered:
             self._keeping.follow(child, how, now)

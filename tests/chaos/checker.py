@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.chaos.history import Asked, History, StoredRun, Witness
 
 _SUSPECTED_IN_THE_RIGHT: Final = ("pause",)
+_ENDS_IN_PEACE: Final = ("stopped",)
 
 
 class Span(NamedTuple):
@@ -211,6 +212,21 @@ def check_workers(history: History) -> Iterator[Violation]:
             yield Violation("supervisor", "exit", f"with nothing to do it stopped with exit code {code}")
 
 
+def check_calm(history: History) -> Iterator[Violation]:
+    """Where no fault was inflicted nothing happens: no run is interrupted, no worker ends before it is told to."""
+    if history.faults:
+        return
+    for run, stored in history.runs.items():
+        if stored.interruptions or stored.generation > 1:
+            yield Violation("calm", run, f"{stored.generation} claims, {stored.interruptions} interruptions")
+    for name, log in history.logs.items():
+        for event in log:
+            if event["event"] == "worker:exit" and event["reason"] not in _ENDS_IN_PEACE:
+                yield Violation("calm", name, f"worker {event['lost_worker']} ended: {event['reason']}")
+            if event["event"] in ("supervisor:error", "worker:error"):
+                yield Violation("calm", name, f"{event['event']}, {event['context']}: {event['error']}")
+
+
 def _by(spans: list[Span], key: Callable[[Span], Any]) -> Mapping[Any, list[Span]]:
     groups: dict[Any, list[Span]] = defaultdict(list)
     for span in spans:
@@ -229,4 +245,5 @@ CHECKS: Final[tuple[Callable[[History], Iterator[Violation]], ...]] = (
     check_transitions,
     check_sequences,
     check_workers,
+    check_calm,
 )

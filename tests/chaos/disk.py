@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MEBIBYTE: Final = 1 << 20
-_DISK_MEBIBYTES: Final = 256
 MEMORY_MEBIBYTES: Final = 450
 _SECONDS_TO_LEAVE: Final = 10
+
+
+class NotHereError(Exception):
+    """This machine, or this user on it, cannot have it; says why."""
 
 
 class Disk:
@@ -48,18 +51,20 @@ class Disk:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Disk | None]:
-    """Mount one, where that is allowed; it goes with what is on it."""
-    folder.mkdir()
-    options = ("-o", f"size={_DISK_MEBIBYTES}m")
+def small_disk(folder: Path, mebibytes: int) -> Iterator[Disk]:
+    """
+    Mount one; it goes with what is on it.
+
+    Raises:
+        NotHereError: It cannot be mounted.
+    """
+    mount = ("mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder))
     try:
-        done = subprocess.run(("mount", "-t", "tmpfs", *options, "tmpfs", folder), capture_output=True, check=False)
-        is_mounted = done.returncode == 0
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        is_mounted = False
-    if not is_mounted:
-        yield None
-        return
+        raise NotHereError("there is no `mount`") from None
+    if done.returncode != 0:
+        raise NotHereError(f"no disk can be mounted: {' '.join(done.stderr.split())}")
     try:
         yield Disk(folder)
     finally:
@@ -67,19 +72,23 @@ def small_disk(folder: Path) -> Iterator[Disk | None]:
 
 
 @contextlib.contextmanager
-def small_memory() -> Iterator[Path | None]:
-    """Make a control group with little memory, where that is allowed; all that joins it must end before."""
+def small_memory() -> Iterator[Path]:
+    """
+    Make a control group with little memory; all that joins it must end before it does.
+
+    Raises:
+        NotHereError: It cannot be made.
+    """
     old = Path("/sys/fs/cgroup/memory")
     group = (old if old.is_dir() else Path("/sys/fs/cgroup")) / f"durably-chaos-{os.getpid()}"
     try:
         group.mkdir()
         limit = group / ("memory.limit_in_bytes" if old.is_dir() else "memory.max")
         limit.write_text(str(MEMORY_MEBIBYTES * _MEBIBYTE))
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):
             group.rmdir()
-        yield None
-        return
+        raise NotHereError(f"no control group with little memory can be made: {error}") from None
     try:
         yield group
     finally:

@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psutil
+from sqlalchemy import make_url
 
 from durably.testing.dialects import OneDatabase
 from durably.testing.dialects.databases import databases
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from tests.chaos.disk import Disk
     from tests.chaos.family import Family
 
 _LEAST_PAUSE, _MOST_PAUSE = 0.3, 1.5
+_SECONDS_OF_A_THREAD: Final = 60
 _HUPS = 5
 
 
@@ -50,12 +53,12 @@ class Kind:
     Args:
         weight: How often it comes, in proportion.
         inflict: Does it; gives the processes that it hits.
-        is_possible: Tells whether it is, on this database and this host.
+        hindrance: Tells why it cannot be, on this database or this machine; "" if it can.
     """
 
     weight: int
     inflict: Callable[[Scene, Fault], list[int]]
-    is_possible: Callable[[Scene], bool] = lambda _: True
+    hindrance: Callable[[Scene], str] = lambda _: ""
 
 
 class Scene:
@@ -65,8 +68,8 @@ class Scene:
     Args:
         silence: The stale threshold, in seconds.
         trigger: Asks for a run of the load, by what it does.
-        disk: Of the database, if that is one that can be filled.
-        has_little_memory: Whether a family is in a control group with little memory.
+        disk: Of the database, or why there is none that can be filled.
+        memory: A control group with little memory that a family is in, or why there is none.
     """
 
     def __init__(
@@ -75,15 +78,16 @@ class Scene:
         url: str,
         silence: float,
         trigger: Callable[[str], None],
-        disk: Disk | None,
-        *,
-        has_little_memory: bool,
+        disk: Disk | str,
+        memory: Path | str,
     ) -> None:
         self.families, self.url, self.silence, self.trigger = families, url, silence, trigger
-        self.disk, self.has_little_memory = disk, has_little_memory
+        self.disk, self.memory = disk, memory
+        self.failures: list[str] = []
         self._due: list[tuple[float, Callable[[], object]]] = []
         self._threads: list[threading.Thread] = []
         self._database = threading.Lock()
+        self._is_over = False
 
     def later(self, seconds: float, act: Callable[[], object]) -> None:
         """Do something after so many seconds, in the thread that inflicts."""
@@ -97,33 +101,53 @@ class Scene:
         for _, act in sorted(due, key=lambda each: each[0]):
             act()
         if all_of_it:
-            for thread in self._threads:
-                thread.join(60)
+            self._wait()
 
-    def beside(self, act: Callable[[], object]) -> None:
-        """Do to the database, in a thread, what may wait for a process that is stopped; one such thing at a time."""
+    def end(self) -> None:
+        """Wait for what is being done to the database; what waits for its turn is dropped."""
+        self._is_over = True
+        self._wait()
+
+    def _wait(self) -> None:
+        for thread in self._threads:
+            thread.join(_SECONDS_OF_A_THREAD)
+
+    def beside(self, kind: str, act: Callable[[], object]) -> None:
+        """
+        Do to the database, in a thread, what may wait for a process that is stopped; one such thing at a time.
+
+        What fails is noted: a database that was just busy or away is not locked, and that is no reason to end.
+        """
 
         def do() -> None:
             with self._database:
-                act()
+                if self._is_over:
+                    return
+                try:
+                    act()
+                except Exception as error:
+                    self.failures.append(f"{kind}: {str(error).strip() or type(error).__name__}")
 
         self._threads.append(threading.Thread(target=do, daemon=True))
         self._threads[-1].start()
 
 
-def draw_schedule(seed: int, seconds: float, pause: float, families: int, kinds: list[str]) -> list[Fault]:
+def draw_schedule(seed: int, seconds: float, pause: float, families: int, kinds: Sequence[str]) -> list[Fault]:
     """
     Draw what is done when, the same for the same arguments.
+
+    Each kind comes once, in an order of chance, so that a short campaign has them all; then by their weights.
 
     Args:
         pause: Between two faults, on average.
     """
     chance = random.Random(seed)
-    schedule = []
+    schedule: list[Fault] = []
     at = chance.expovariate(1 / pause)
     weights = [KINDS[kind].weight for kind in kinds]
-    while at < seconds:
-        (kind,) = chance.choices(kinds, weights)
+    first = chance.sample(kinds, len(kinds))
+    while kinds and at < seconds:
+        kind = first.pop() if first else chance.choices(kinds, weights)[0]
         schedule.append(Fault(at, kind, chance.randrange(families), chance.random(), chance.random()))
         at += chance.expovariate(1 / pause)
     return schedule
@@ -217,21 +241,21 @@ def _hup(scene: Scene, fault: Fault) -> list[int]:
 
 def _lock(scene: Scene, fault: Fault) -> list[int]:
     def hold() -> None:
-        with contextlib.suppress(Exception), databases().locked(scene.url):  # a busy one is not had
+        with databases().locked(scene.url):
             time.sleep(fault.seconds * scene.silence)
 
-    scene.beside(hold)
+    scene.beside("lock", hold)
     return []
 
 
 def _restart(scene: Scene, fault: Fault) -> list[int]:
     maker: Any = databases()
-    scene.beside(lambda: maker.embedded.restart("fast" if fault.pick < 1 / 2 else "immediate"))
+    scene.beside("restart-database", lambda: maker.embedded.restart("fast" if fault.pick < 1 / 2 else "immediate"))
     return []
 
 
 def _fill_disk(scene: Scene, fault: Fault) -> list[int]:
-    assert scene.disk is not None
+    assert not isinstance(scene.disk, str)
     scene.disk.fill()
     scene.later(fault.seconds * scene.silence, scene.disk.free)
     return []
@@ -245,6 +269,23 @@ def _trigger(what: str) -> Callable[[Scene, Fault], list[int]]:
     return ask
 
 
+def _said(what: object) -> str:
+    return what if isinstance(what, str) else ""
+
+
+def _no_lock(_: Scene) -> str:
+    is_given = isinstance(databases(), OneDatabase)
+    return "of a database given by its URL only what every dialect has is used, and locks are not" if is_given else ""
+
+
+def _no_restart(scene: Scene) -> str:
+    if getattr(databases(), "embedded", None) is not None:
+        return ""
+    url = make_url(scene.url)
+    is_file = url.get_backend_name() == "sqlite" and not url.host
+    return "a file has no server" if is_file else "the server is not the campaign's own"
+
+
 KINDS: Final[dict[str, Kind]] = {
     "kill-worker": Kind(10, _kill_worker),
     "kill-keeper": Kind(2, _kill_keeper),
@@ -254,19 +295,20 @@ KINDS: Final[dict[str, Kind]] = {
     "pause-worker-long": Kind(1, _pause_worker_long),
     "pause-family": Kind(1, _pause_family),
     "hup": Kind(2, _hup),
-    "lock": Kind(2, _lock, lambda _: not isinstance(databases(), OneDatabase)),
-    "restart-database": Kind(2, _restart, lambda _: getattr(databases(), "embedded", None) is not None),
-    "fill-disk": Kind(2, _fill_disk, lambda scene: scene.disk is not None),
+    "lock": Kind(2, _lock, _no_lock),
+    "restart-database": Kind(2, _restart, _no_restart),
+    "fill-disk": Kind(2, _fill_disk, lambda scene: _said(scene.disk)),
     "exit-in-step": Kind(3, _trigger("exit-in-step")),
     "exit-in-commit": Kind(6, _trigger("exit-in-commit")),
     "poison": Kind(1, _trigger("poison")),
     "hang": Kind(1, _trigger("hang")),
     "hang-with-gil": Kind(1, _trigger("hang-with-gil")),
     "overrun": Kind(1, _trigger("overrun")),
-    "out-of-memory": Kind(1, _trigger("out-of-memory"), lambda scene: scene.has_little_memory),
+    "out-of-memory": Kind(1, _trigger("out-of-memory"), lambda scene: _said(scene.memory)),
 }
 
 
-def possible_kinds(scene: Scene) -> Iterator[str]:
-    """List the kinds that this database and this host allow."""
-    return (name for name, kind in KINDS.items() if kind.is_possible(scene))
+def hindrances(scene: Scene, kinds: Sequence[str]) -> dict[str, str]:
+    """Give those of some kinds that this database or this machine cannot have, and why."""
+    found = {kind: KINDS[kind].hindrance(scene) for kind in kinds}
+    return {kind: why for kind, why in found.items() if why}

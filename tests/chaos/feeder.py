@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import random
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
 from durably import DatabaseUnavailableError
-from durably.ids import new_id
-from durably.store.triggers import NewRun, trigger
-from tests.chaos.disk import MEMORY_MEBIBYTES
-from tests.chaos.history import Asked
+from durably.store.triggers import trigger
+from tests.chaos.runs import draw_bad
 
 if TYPE_CHECKING:
     from durably import Durably
+    from tests.chaos.history import Asked
+    from tests.chaos.runs import Mix, Wanted
 
-_KEYS: Final = 12
 _PAUSE: Final = 0.1
-_EXIT_STEPS: Final = 4
-# More generations than any run has: it kills every worker that it meets.
-_ALWAYS: Final = 1_000_000
 
 
 class Feeder:
@@ -32,13 +28,14 @@ class Feeder:
     A thread that triggers.
 
     Args:
-        backlog: Runs that it keeps pending or running.
+        mix: What it asks for; of the runs that faults ask for the nth is the same for the same seed, and of the others.
     """
 
-    def __init__(self, client: Durably, seed: int, backlog: int) -> None:
+    def __init__(self, client: Durably, seed: int, mix: Mix) -> None:
         self.asked: list[Asked] = []
         self.problem: BaseException | None = None
-        self._client, self._chance, self._backlog = client, random.Random(seed), backlog
+        self._client, self._mix = client, mix
+        self._chance, self._chance_of_bad = random.Random(seed), random.Random(seed)
         self._special: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._feed, daemon=True)
@@ -52,10 +49,15 @@ class Feeder:
 
     def stop(self) -> None:
         """Trigger nothing more but what was asked for."""
-        self._is_over.set()
-        self._thread.join(60)
+        self.end()
         if self.problem is not None:
             raise self.problem
+
+    def end(self) -> None:
+        """Stop, whatever went wrong."""
+        self._is_over.set()
+        if self._thread.ident is not None:
+            self._thread.join(60)
 
     def active(self) -> int:
         """Count the runs that are pending or running."""
@@ -75,63 +77,19 @@ class Feeder:
     def _feed_once(self, *, is_over: bool) -> None:
         wanted = []
         while not self._special.empty():
-            wanted.append(self._bad(self._special.get()))
+            wanted.append(draw_bad(self._chance_of_bad, self._special.get()))
         with contextlib.suppress(DatabaseUnavailableError):
-            wanted += [self._ordinary() for _ in range(0 if is_over else self._backlog - self.active())]
+            missing = 0 if is_over else self._mix.backlog - self.active()
+            wanted += [self._mix.draw(self._chance) for _ in range(missing)]
         if wanted:
             self._trigger(wanted)
 
-    def _trigger(self, wanted: list[tuple[Asked, NewRun]]) -> None:
+    def _trigger(self, wanted: list[Wanted]) -> None:
         database = self._client.database
-        new = [run for _, run in wanted]
+        new = [each.new for each in wanted]
         try:
             database.write(lambda connection: trigger(connection, new, database.dialect.lock), rings=True)
         except DatabaseUnavailableError:
-            self.asked += [_unsure(asked) for asked, _ in wanted]
+            self.asked += [replace(each.asked, is_sure=False) for each in wanted]
         else:
-            self.asked += [asked for asked, _ in wanted]
-
-    def _ordinary(self) -> tuple[Asked, NewRun]:
-        chance = self._chance
-        key = f"key {chance.randrange(_KEYS)}" if chance.random() < 1 / 2 else None
-        steps = chance.randint(2, 12)
-        plan = {"steps": steps, "seconds": chance.uniform(0.002, 0.03)}
-        return _run(chance.choice(("work", "work-async")), plan, steps, key=key)
-
-    def _bad(self, what: str) -> tuple[Asked, NewRun]:
-        chance = self._chance
-        dying = {
-            "steps": _EXIT_STEPS,
-            "seconds": chance.uniform(0.002, 0.03),
-            "at": chance.randrange(_EXIT_STEPS),
-            "deaths": 1,
-        }
-        job = chance.choice(("work", "work-async"))
-        match what:
-            case "exit-in-step":
-                return _run(job, dying, _EXIT_STEPS, key=f"key {chance.randrange(_KEYS)}")
-            case "exit-in-commit":
-                return _run(job, dying | {"after": chance.uniform(0, 0.01)}, _EXIT_STEPS)
-            case "poison":
-                return _run(job, dying | {"deaths": _ALWAYS}, _EXIT_STEPS, fails_with="TooManyInterruptions")
-            case "hang" | "hang-with-gil":
-                return _run("hang", {"seconds": 0.0, "keeps_gil": what == "hang-with-gil"}, 1)
-            case "overrun":
-                return _run("overrun", {"timeout": 0.3}, 0, fails_with="StepTimeoutError")
-            case "out-of-memory":
-                return _run("devour", {"seconds": 0.0, "mebibytes": MEMORY_MEBIBYTES}, 1)
-        raise ValueError(what)
-
-
-def _run(
-    job: str, plan: dict[str, Any], steps: int, *, key: str | None = None, fails_with: str | None = None
-) -> tuple[Asked, NewRun]:
-    run = new_id()
-    asked = Asked(run=run, job=job, steps=steps, key=key, fails_with=fails_with)
-    return asked, NewRun(id=run, job_name=job, input=json.dumps(plan), concurrency_key=key)
-
-
-def _unsure(asked: Asked) -> Asked:
-    return Asked(
-        run=asked.run, job=asked.job, steps=asked.steps, key=asked.key, fails_with=asked.fails_with, is_sure=False
-    )
+            self.asked += [each.asked for each in wanted]

@@ -53,19 +53,30 @@ def faults_by_kind(history: History) -> dict[str, int]:
     return dict(sorted(Counter(fault.kind for fault in history.faults).items()))
 
 
+def missed_by_kind(history: History) -> dict[str, int]:
+    """Count the faults that met nobody, because those for whom they were meant were down just then."""
+    return dict(sorted(Counter(fault.kind for fault in history.faults if fault.met_nobody).items()))
+
+
 def recoveries(history: History) -> dict[str, list[float]]:
     """Give by what killed a worker how long after it each of its runs was executed again, in any worker."""
-    deaths = {pid: (fault.kind, fault.at) for fault in history.faults if fault.is_kill for pid in fault.pids}
-    deaths |= {each.pid: ("exit", each.at) for each in history.witnesses if each.what == "dying"}
+    deaths: dict[int, list[tuple[float, str]]] = defaultdict(list)
+    for fault in history.faults:
+        for pid in fault.pids if fault.is_kill else ():
+            deaths[pid].append((fault.at, fault.kind))
+    for witness in history.witnesses:
+        if witness.what == "dying":
+            deaths[witness.pid].append((witness.at, "exit"))
     calls: dict[str, dict[int, float]] = defaultdict(dict)
-    held: dict[tuple[str, int], tuple[str, float]] = {}
+    held: dict[tuple[str, int], tuple[float, str]] = {}
     for witness in history.witnesses:
         if witness.what == "called":
             calls[witness.run][witness.generation] = witness.at
-            if witness.pid in deaths:
-                held[witness.run, witness.generation] = deaths[witness.pid]
+            # In a long campaign a number may be that of several processes, one after the other.
+            if ends := [end for end in deaths[witness.pid] if end[0] >= witness.at]:
+                held[witness.run, witness.generation] = min(ends)
     times: dict[str, list[float]] = defaultdict(list)
-    for (run, generation), (cause, died) in held.items():
+    for (run, generation), (died, cause) in held.items():
         later = [at for after, at in calls[run].items() if after > generation and at > died]
         if later:
             times[cause].append(min(later) - died)

@@ -75,6 +75,11 @@ class Inflicted:
     def is_kill(self) -> bool:
         return self.kind.startswith("kill")
 
+    @property
+    def met_nobody(self) -> bool:
+        """Whether it was meant for processes, and none was there."""
+        return self.kind.startswith(("kill", "pause", "hup")) and not self.pids
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRun:

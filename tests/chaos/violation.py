@@ -11,7 +11,7 @@ class Violation(NamedTuple):
 
     Args:
         promise: "lost", "outcome", "checkpoint", "doubled", "fence", "overlap", "key", "count", "transition",
-            "sequence", "suspect", "supervisor", "orphan".
+            "sequence", "suspect", "supervisor", "orphan", "calm".
         subject: The run; or the family, the process.
     """
 

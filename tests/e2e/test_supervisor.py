@@ -159,6 +159,32 @@ def test_a_worker_that_cannot_be_recovered_holds_nothing_up_and_is_left_to_the_n
         eventually(lambda: supervised.client.get_run(refused).interruptions == 1)  # type: ignore[union-attr]
 
 
+# contract 163, 166
+def test_a_keeper_that_is_killed_while_it_begins_is_replaced(tmp_path: Path) -> None:
+    url = databases().fresh_url(tmp_path)
+    databases().fill(url)
+    with Supervised(tmp_path, url=url) as supervised:
+        # A first keeper cannot have come far: the supervisor has told of nothing yet.
+        keeper = eventually(supervised.children)[0]
+        assert not supervised.lines()
+        keeper.kill()
+        supervised.until_ready(2)
+        (told,) = supervised.events("supervisor:error")
+        assert told["context"] == "keeper"
+        assert told["error"].startswith("the keeper was killed by SIGKILL")
+
+
+# contract 164
+def test_it_gives_up_when_no_keeper_can_begin(tmp_path: Path) -> None:
+    (tmp_path / "deadly.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    with Supervised(tmp_path, app=tmp_path / "deadly.py") as supervised:
+        assert supervised.wait() == EXIT_FAILED
+        *followed, told = supervised.events("supervisor:error")
+        assert [each["context"] for each in followed] == ["keeper"] * 4
+        assert told["context"] == "gave-up"
+        assert told["error"].startswith("the start failed: was killed by SIGKILL")
+
+
 # contract 66, 69
 def test_a_run_that_kills_every_worker_fails_with_the_reason_after_its_last_interruption(tmp_path: Path) -> None:
     with Supervised(tmp_path, max_interruptions=2) as supervised:
