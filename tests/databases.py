@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
 import tempfile
 import warnings
 from pathlib import Path
@@ -185,8 +184,7 @@ class _EmbeddedServer:
 
     def close(self) -> None:
         # The library knows the server by the number of its first process, and after a restart would end nothing.
-        with contextlib.suppress(subprocess.CalledProcessError):
-            self.stop("immediate")
+        self.start()
         self._server.cleanup()
 
     def _pg_ctl(self, *arguments: str) -> None:

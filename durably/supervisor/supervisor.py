@@ -297,7 +297,8 @@ class Supervisor:
             self._had_to_kill()
 
     def _had_to_kill(self) -> None:
-        self._exit_code = self._exit_code or EXIT_KILLED
+        if self._stopping is not None:  # in a reload or a replacement it says nothing about the end
+            self._exit_code = self._exit_code or EXIT_KILLED
 
     # --- what children tell (see hearing.Listener) -----------------------------------------------------------
 

@@ -139,6 +139,9 @@ def run(plan: Plan, folder: Path, tell: Callable[[float, str], object] = lambda 
         feeder.stop()
         until(lambda: not _active(feeder), plan.mix.seconds_to_end)
         settled_after = time.monotonic() - began
+        for family in families:
+            # One that was begun just now would be ended by the signal, as any program that imports.
+            until(lambda family=family: family.has_ended_unasked() or family.takes_signals(), _SECONDS_TO_BEGIN)  # type: ignore[misc]
         gave_up += [family.ending() for family in families if family.has_ended_unasked()]
         exit_codes = [family.stop(_SECONDS_TO_STOP) for family in families if not family.has_ended_unasked()]
         until(lambda: not any(family.survivors() for family in families), _SECONDS_TO_EXIT)

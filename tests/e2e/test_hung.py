@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,19 @@ def test_who_computes_and_gives_signs_of_life_is_left_alone(tmp_path: Path) -> N
             assert (ended.interruptions, ended.generation) == (0, 1)
         assert supervised.ready_workers() == before
         assert not supervised.events("worker:suspect")
+
+
+# contract 173
+def test_a_kill_in_a_reload_says_nothing_about_a_clean_drain_afterwards(tmp_path: Path) -> None:
+    with Supervised(tmp_path, app=HANGING, workers=1, drain_timeout=0.5, **QUICK) as supervised:
+        supervised.until_ready(1)
+        (run_id,) = supervised.trigger("hang-once", "sleep")
+        eventually(lambda: [run_id, "hanging"] in [note[:2] for note in supervised.notes()])
+        supervised.process.send_signal(signal.SIGHUP)
+        eventually(lambda: [e for e in supervised.events("supervisor:error") if e["context"] == "drain"])
+        assert supervised.client.wait_for_run(run_id, timeout=30).interruptions == 0
+        supervised.process.terminate()
+        assert supervised.wait() == 0
 
 
 # contract 172a
