@@ -187,7 +187,8 @@ def _inflict(
             tell(passed / seconds, fault.kind)
         for family in scene.families:
             if family.has_ended_unasked():
-                gave_up.append(family.ending())
+                if not family.found_no_database():
+                    gave_up.append(family.ending())
                 family.is_down = True
                 family.begin()
         tell(passed / seconds, "")

@@ -38,6 +38,7 @@ class Family:
         self._position = 0
         self._workers: set[int] = set()
         self._started: set[int] = set()
+        self._without_database: set[int] = set()
 
     @property
     def pid(self) -> int:
@@ -60,6 +61,11 @@ class Family:
         """Tell whether its supervisor has come so far."""
         self._read()
         return not self.is_down and self.pid in self._started
+
+    def found_no_database(self) -> bool:
+        """Tell whether its supervisor ended because its start did not find the database, as it may (contract 161)."""
+        self._read()
+        return self.pid in self._without_database
 
     def ending(self) -> str:
         """Tell how its supervisor ended."""
@@ -117,6 +123,12 @@ class Family:
         lines, self._position = self.supervised.lines_from(self._position)
         self._workers |= {line["worker_pid"] for line in lines if line["event"] == "worker:state"}
         self._started |= {line["process"]["pid"] for line in lines if line["event"] == "supervisor:start"}
+        away = f"the start failed: {self.supervised.client.database.dialect.safe_url}: "
+        self._without_database |= {
+            line["process"]["pid"]
+            for line in lines
+            if line["event"] == "supervisor:error" and line["error"].startswith(away)
+        }
 
 
 def until(condition: Callable[[], object], seconds: float, pause: float = 0.2) -> bool:
