@@ -110,9 +110,9 @@ def test_a_lost_machine_is_noticed_by_the_others_within_the_stale_threshold_and_
         check_checkpoints(client, families, len(keys), LOSSES)
         check_serial(families, keys)
     print(
-    print(f"\n{len(delays)} workers of lost machines recovered after {min(delays):.2f} to {max(delays):.2f} s", end="; ")
-    print(f"promised: {promised():g} s")
+        f"\n{len(delays)} workers of lost machines recovered after {min(delays):.2f} to {max(delays):.2f} s", end="; "
     )
+    print(f"promised: {promised():g} s")
     assert max(delays) < promised() + SLACK_SECONDS
 
 
