@@ -65,11 +65,13 @@ class Program:
         self.folder = folder / "temporary"
         self.folder.mkdir()
         self._said, self._errors = folder / "said", folder / "errors"
+        # A program of its own, which is nobody's test: pytest-xdist tells its processes by the environment.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         with self._said.open("w") as said, self._errors.open("w") as errors:
             self.process = psutil.Popen(
                 [sys.executable, "-m", "tests.chaos", *options],
                 cwd=ROOT,
-                env=os.environ | {"TMPDIR": str(self.folder)},
+                env=inherited | {"TMPDIR": str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=errors,
