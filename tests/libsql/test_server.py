@@ -101,6 +101,18 @@ def test_what_is_foreseen_and_large_is_sent_in_parts_of_one_transaction(server: 
         assert cursor.execute("SELECT count(*), sum(length(id)) FROM t").fetchall() == [(7, 7 * 1_500_000)]
 
 
+def test_a_commit_does_not_drop_what_was_foreseen_in_a_transaction_that_could_not_begin(server: LibSQLServer) -> None:
+    with contextlib.closing(server.connect()) as connection:
+        cursor = connection.cursor()
+        cursor.execute("CREATE TABLE t (id)")
+        connection.defer("BEGIN NOTHING")
+        connection.foresee("INSERT INTO t VALUES (?)", [(1,)])
+        with pytest.raises(hrana.DatabaseError):
+            cursor.execute("SELECT 1")
+        with pytest.raises(hrana.DatabaseError):
+            connection.commit()
+
+
 def test_a_rollback_forgets_what_was_foreseen(server: LibSQLServer) -> None:
     with contextlib.closing(server.connect()) as connection:
         cursor = connection.cursor()
