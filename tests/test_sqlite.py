@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import shutil
 import subprocess
 import threading
@@ -174,6 +175,26 @@ def test_a_place_that_cannot_hold_the_file_is_unavailable_at_once(
         app.migrate()
     with pytest.raises((DatabaseUnavailableError, SchemaOutdatedError)):
         app.start()
+
+
+def test_a_file_that_sqlite_removes_while_it_is_looked_at_closes_nothing(
+    app: Durably, make_app: AppMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # contract 185
+    path = make_url(app.database.dialect.safe_url).database
+    removed = Path(f"{path}-shm")
+    app.database.close()
+    removed.touch()
+    access = os.access
+
+    def remove_first(place: Path, mode: int) -> bool:
+        if Path(place) == removed:
+            removed.unlink()  # as the last process does that closes the database
+        return access(place, mode)
+
+    monkeypatch.setattr(os, "access", remove_first)
+    make_app().database.dialect.check_reachable()
+    assert not removed.exists()
 
 
 def test_a_file_system_that_is_read_only_is_unavailable(make_app: AppMaker, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class Plan:
         stacks: Path of the file for the stacks of a child that hangs.
         board: Path of the file that shows the supervisor what has a timeout; None for the keeper.
         until_idle: Whether the keeper tells when nothing is pending or running.
+        at_start: Whether the keeper is the supervisor's first, and judges by silence at once.
     """
 
     load: Callable[[], Durably]
@@ -92,6 +93,7 @@ class Plan:
     stacks: str
     board: str | None
     until_idle: bool
+    at_start: bool
 
 
 def run_child(plan: Plan) -> None:
@@ -319,7 +321,7 @@ def _run_keeper(plan: Plan, app: Durably, outbox: Outbox) -> int:
         on_give_up=tell_given_up,
         on_tick=_life_signs(plan, outbox, app.settings, orphaned),
     )
-    keeper.upkeep.recover_stale(0.0, at_start=True)
+    keeper.upkeep.recover_stale(0.0, at_start=plan.at_start)
     outbox.send_record(
         {
             "type": "keeper:ready",

@@ -31,17 +31,22 @@ class Keeping:
         self._voice = voice
         self.slot: Final = Slot()
         self.unrecovered: Final = Recoveries()
+        self._any_was_ready = False
         # When the last worker was gone; from then on the keeper has a bounded time for what is left.
         self._gone_at: float | None = None
 
     def begin(self, now: float) -> None:
         """
-        Begin the first one.
+        Begin one.
 
         Raises:
             OSError: The system has no room for another process.
         """
-        self.slot.child = self._nursery.begin(now, keeper=True)
+        self.slot.child = self._begin(now)
+
+    def _begin(self, now: float) -> Child:
+        # Only a start may judge by silence at once: who begins another after an outage would blame all for it.
+        return self._nursery.begin(now, keeper=True, at_start=not self._any_was_ready)
 
     def fill(self, now: float) -> None:
         """Begin another, if there is none and it may begin."""
@@ -57,21 +62,25 @@ class Keeping:
         """List when another may be begun, by the monotonic clock."""
         return [self.slot.not_before] if self.slot.child is None and self.slot.successor is None else []
 
-    def reload(self, now: float) -> bool:
+    def reload(self, now: float) -> None:
         """
         Begin a successor, which has the application as it is on the disk now.
 
-        Returns:
-            Whether one could be begun; one that was not ready yet, and may have the old application, is ended.
+        One that was not ready yet, and may have the old application, is ended. If none can be begun, that is told.
         """
         if self.slot.successor is not None:
             self.slot.successor.kill("drain", now)
             self.slot.successor = None
         try:
-            self.slot.successor = self._nursery.begin(now, keeper=True)
+            self.slot.successor = self._begin(now)
         except OSError as error:
-            self._voice.report("fork", "error", f"no process could be begun: {error}")
-        return self.slot.successor is not None
+            self._voice.report("fork", "error", f"no process could be begun: {error}; {self.what_stays()}")
+
+    def what_stays(self) -> str:
+        """Say what follows from a reload that failed."""
+        if self.slot.child is None:
+            return "the workers stay, and another keeper is begun"
+        return "the keeper and the workers stay"
 
     @property
     def is_reloading(self) -> bool:
@@ -90,6 +99,7 @@ class Keeping:
         Returns:
             Whether it is a successor.
         """
+        self._any_was_ready = True
         if keeper is not self.slot.successor:
             return False
         predecessor, self.slot.child, self.slot.successor = self.slot.child, keeper, None

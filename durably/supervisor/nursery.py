@@ -66,7 +66,7 @@ class Nursery:
             self._doorbells[pool] = self._context.Pipe(duplex=False)
         return self._doorbells[pool]
 
-    def begin(self, now: float, *, pool: str = DEFAULT_POOL, keeper: bool = False) -> Child:
+    def begin(self, now: float, *, pool: str = DEFAULT_POOL, keeper: bool = False, at_start: bool = False) -> Child:
         """
         Begin a child.
 
@@ -74,17 +74,18 @@ class Nursery:
             now: Monotonic seconds.
             pool: Whose jobs a worker is to take.
             keeper: Whether it is to be the keeper.
+            at_start: Whether no keeper was ready before it.
 
         Raises:
             OSError: The system has no room for another process.
         """
         with contextlib.ExitStack() as if_it_fails:
-            child = self._begin(now, pool, keeper, if_it_fails)
+            child = self._begin(now, pool, keeper, at_start, if_it_fails)
             if_it_fails.pop_all()
         self.living.append(child)
         return child
 
-    def _begin(self, now: float, pool: str, keeper: bool, if_it_fails: contextlib.ExitStack) -> Child:  # noqa: FBT001 - begin's
+    def _begin(self, now: float, pool: str, keeper: bool, at_start: bool, if_it_fails: contextlib.ExitStack) -> Child:  # noqa: FBT001 - begin's
         """Begin a child; what is made for it and has to be freed if it cannot begin goes to *if_it_fails*."""
 
         def made(belonging: T) -> T:
@@ -111,6 +112,7 @@ class Nursery:
             stacks=stacks.path,
             board=None if board is None else board.path,
             until_idle=self._until_idle,
+            at_start=at_start,
         )
         process = self._context.Process(target=run_child, args=(plan,), name="keeper" if keeper else "worker")
         if self.start_method == "fork":

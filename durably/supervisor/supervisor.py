@@ -415,7 +415,8 @@ class Supervisor:
         if is_successor and self._stopping is None:
             if child.failure is not None:
                 self.report("boot", "error", f"the new keeper could not begin: {child.failure}")
-            self.report("reload", "error", f"the new keeper {how} before it was ready; the keeper and the workers stay")
+            stays = self._keeping.what_stays()
+            self.report("reload", "error", f"the new keeper {how} before it was ready; {stays}")
         if not counts:
             return
         # What a signal ends may have been about to begin, if that does not happen again and again.

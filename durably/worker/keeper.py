@@ -100,7 +100,6 @@ class Keeper:
         self._on_cancellation = on_cancellation
         self._pool_of = pool_of
         self._ring_pools = ring_pools
-        self._on_give_up = on_give_up
         self._on_tick = on_tick
         self._stopped = threading.Event()
         self._stop_reading, self._stop_writing = os.pipe()

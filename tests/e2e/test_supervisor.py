@@ -23,7 +23,7 @@ from durably.store.workers import get_workers
 from durably.supervisor.nursery import Nursery
 from durably.supervisor.supervisor import EXIT_FAILED, EXIT_KILLED
 from durably.testing.dialects.databases import databases
-from durably.testing.dialects.suite.support import eventually, stop_between_commits
+from durably.testing.dialects.suite.support import add_worker, eventually, stop_between_commits, worker_state
 from tests.e2e.harness import Supervised
 
 
@@ -124,6 +124,16 @@ def test_a_keeper_that_is_killed_during_a_reload_is_followed_by_one(tmp_path: Pa
         (run_id,) = supervised.trigger("wait", 0.3)
         os.kill(pid_of(supervised, run_id), signal.SIGKILL)
         eventually(lambda: status_of(supervised, run_id) == "completed")
+
+
+# contract 63, 171d
+def test_a_keeper_that_follows_another_judges_nobody_by_a_silence_that_it_has_not_heard(tmp_path: Path) -> None:
+    with Supervised(tmp_path, stale_threshold=30) as supervised:
+        before = supervised.until_ready(2)
+        elsewhere = add_worker(supervised.client, "wait", silent_for=40)  # as all are after an outage of the database
+        supervised.process.send_signal(signal.SIGHUP)
+        eventually(lambda: not supervised.ready_workers().keys() & before.keys(), timeout=30)
+        assert worker_state(supervised.client, elsewhere) == "alive"
 
 
 @pytest.mark.own("sqlite")
@@ -322,6 +332,30 @@ def test_a_reload_of_an_application_that_does_not_import_leaves_the_workers_and_
         assert supervised.ready_workers() == before
         supervised.process.terminate()
         assert supervised.wait() == 0
+
+
+# contract 171d
+def test_a_reload_that_fails_while_there_is_no_keeper_says_that_another_is_begun(tmp_path: Path) -> None:
+    app, waits = tmp_path / "app.py", tmp_path / "waits"
+    app.write_text("from durably import Durably\ndurably = Durably()\n")
+    with Supervised(tmp_path, app=app) as supervised:
+        before = supervised.until_ready(2)
+        (keeper,) = [child for child in supervised.children() if child.pid not in before.values()]
+        os.mkfifo(waits)
+        app.write_text(f"open({str(waits)!r}).read()\nraise RuntimeError\n")
+        supervised.process.send_signal(signal.SIGHUP)
+        keeper.kill()
+
+        def told(context: str) -> list[str]:
+            return [e["error"] for e in supervised.events("supervisor:error") if e["context"] == context]
+
+        eventually(lambda: told("keeper"))
+        app.write_text("from durably import Durably\ndurably = Durably()\n")
+        waits.write_text("")
+        (failed,) = eventually(lambda: told("reload"), timeout=20)
+        assert "the workers stay, and another keeper is begun" in failed
+        eventually(lambda: len(supervised.children()) == 3)
+        assert supervised.ready_workers() == before
 
 
 # contract 171

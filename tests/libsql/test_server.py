@@ -19,7 +19,8 @@ from durably.store.batch import write_batch
 from durably.store.dialects import NotForeseenError
 from durably.store.dialects.libsql import hrana
 from durably.store.dialects.libsql.engine import ServerDialect
-from durably.store.intents import Checkpoint, Completion, Intent
+from durably.store.dialects.libsql.line import Line
+from durably.store.intents import Checkpoint, Completion, Intent, LogLine
 from durably.testing.dialects.suite.support import add_worker, claim, eventually, hear
 from tests.sqld import LibSQLServer, Sqld
 
@@ -100,6 +101,18 @@ def test_what_is_foreseen_and_large_is_sent_in_parts_of_one_transaction(server: 
         assert cursor.execute("SELECT count(*), sum(length(id)) FROM t").fetchall() == [(7, 7 * 1_500_000)]
 
 
+def test_a_commit_does_not_drop_what_was_foreseen_in_a_transaction_that_could_not_begin(server: LibSQLServer) -> None:
+    with contextlib.closing(server.connect()) as connection:
+        cursor = connection.cursor()
+        cursor.execute("CREATE TABLE t (id)")
+        connection.defer("BEGIN NOTHING")
+        connection.foresee("INSERT INTO t VALUES (?)", [(1,)])
+        with pytest.raises(hrana.DatabaseError):
+            cursor.execute("SELECT 1")
+        with pytest.raises(hrana.DatabaseError):
+            connection.commit()
+
+
 def test_a_rollback_forgets_what_was_foreseen(server: LibSQLServer) -> None:
     with contextlib.closing(server.connect()) as connection:
         cursor = connection.cursor()
@@ -132,6 +145,30 @@ def test_a_group_of_checkpoints_and_ends_is_one_request(server_url: str, make: M
     with app.database.writing() as connection:
         assert write_batch(connection, [lost]) != [None]
     assert sorted(run.status for run in app.get_runs()) == ["completed"] * 3 + ["running"]
+
+
+def test_a_transaction_that_arrives_after_it_was_given_up_changes_nothing(
+    server_url: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # contract 184
+    app = make(server_url)
+    app.register(define_job("echo", echo)).trigger(1)
+    (run,) = claim(app, add_worker(app, "echo"))
+    line = LogLine(run_id=run.id, generation=1, step_name=None, attempt=1, level="info", message="once", data="{}")
+    post, late = Line.post, list[bytes]()
+
+    def lose_the_first(self: Line, body: bytes, **options: bool) -> tuple[int, bytes]:
+        if b"COMMIT" in body and not late:
+            late.append(body)
+            raise TimeoutError("timed out")
+        return post(self, body, **options)
+
+    monkeypatch.setattr(Line, "post", lose_the_first)
+    app.database.write(lambda connection: write_batch(connection, [line], foresees=True))
+    with app.database.connection() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver._line.post(late[0])  # as a system does that goes on sending for a socket which was closed
+    assert [entry.message for entry in app.get_logs(run.id)] == ["once"]
 
 
 def test_a_transaction_that_the_server_has_taken_away_is_lost_whole_and_tried_again(

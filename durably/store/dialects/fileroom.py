@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -64,19 +65,24 @@ def why_closed(path: Path) -> str | None:
     for place in (path.parent, *_files(path)):
         if os.access(place, os.W_OK if place == path.parent else os.R_OK | os.W_OK):
             continue
-        if os.statvfs(place).f_flag & os.ST_RDONLY:
-            return f"{place} is on a file system that is mounted read-only: move the file to one that is not"
-        found, user = place.stat(), os.geteuid()
-        remedy = (
-            f"chmod u+rw {place}"
-            if found.st_uid == user
-            else "run durably as that user, or let a group that both are in write to the file and its folder"
-        )
-        return (
-            f"{place} may not be read and written by this user (uid {user}); it is {filemode(found.st_mode)} of uid "
-            f"{found.st_uid}: {remedy}"
-        )
+        with contextlib.suppress(FileNotFoundError):  # who was the last to close the database has removed it
+            return _why_closed(place)
     return None
+
+
+def _why_closed(place: Path) -> str:
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        return f"{place} is on a file system that is mounted read-only: move the file to one that is not"
+    found, user = place.stat(), os.geteuid()
+    remedy = (
+        f"chmod u+rw {place}"
+        if found.st_uid == user
+        else "run durably as that user, or let a group that both are in write to the file and its folder"
+    )
+    return (
+        f"{place} may not be read and written by this user (uid {user}); it is {filemode(found.st_mode)} of uid "
+        f"{found.st_uid}: {remedy}"
+    )
 
 
 def _version(connection: Connection) -> Finding:

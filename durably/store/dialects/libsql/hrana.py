@@ -224,7 +224,8 @@ class Connection:
         Returns:
             Their results, without those of what was deferred.
         """
-        deferred, self._deferred, self._foreseen = self._deferred, [], 0
+        deferred, foreseen = self._deferred, self._foreseen
+        self._deferred, self._foreseen = [], 0
         steps: list[dict[str, Any]] = [{"stmt": one} for one in deferred + statements]
         for number, step in enumerate(steps[1:]):
             step["condition"] = {"type": "ok", "step": number}
@@ -243,7 +244,8 @@ class Connection:
             raise OperationalError("a statement has not changed one row", NOT_FORESEEN)
         if error:
             if is_over and keeps:
-                self._deferred = deferred  # it has not begun: what comes next may not be committed by itself
+                # It has not begun: what comes next may not be committed by itself.
+                self._deferred, self._foreseen = deferred, foreseen
             raise self._refused(error)
         results: list[dict[str, Any]] = result["step_results"][len(deferred) :]
         return results

@@ -50,9 +50,11 @@ _MAKE_COMMITS: Final = (
     "CREATE TABLE IF NOT EXISTS _durably_commits "
     "(connection TEXT NOT NULL PRIMARY KEY, number INTEGER NOT NULL, at INTEGER NOT NULL)"
 )
+# Fails, as NULL is no number, where a later one is noted: the transaction was given up, and has arrived all the same.
 _NOTE_COMMIT: Final = (
     "INSERT INTO _durably_commits (connection, number, at) VALUES (?, ?, unixepoch()) "
-    "ON CONFLICT (connection) DO UPDATE SET number = excluded.number, at = excluded.at"
+    "ON CONFLICT (connection) DO UPDATE SET number = iif(number < excluded.number, excluded.number, NULL), "
+    "at = excluded.at"
 )
 _LAST_COMMIT: Final = "SELECT number FROM _durably_commits WHERE connection = ?"
 # Whoever is cut off for longer than a week, just after a commit, writes it once more.
@@ -176,11 +178,19 @@ class LibSQLServer:
 
 
 def _was_committed(engine: Engine, name: str, number: int) -> bool:
-    """Look, with the right to write, which a transaction under way would still hold."""
+    """
+    Look, with the right to write, which a transaction under way would still hold.
+
+    One that is a single request may still arrive: what has not been committed by now is kept from it.
+    """
     with engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
         driver.defer("BEGIN IMMEDIATE")
         found = connection.exec_driver_sql(_LAST_COMMIT, (name,)).scalar()
+        if found is None or found < number:
+            # Its connection is lost, and counts no further.
+            connection.exec_driver_sql(_NOTE_COMMIT, (name, number + 1))
+            connection.commit()
         return bool(found == number)
 
 
