@@ -82,6 +82,8 @@ def trigger(
         except PayloadTooLargeError:
             raise
         except ValidationError as error:
+            if not _is_about_input(error):
+                raise
             raise _with_example(error, handle, is_given=input_text is not None) from error
         if wait:
             from durably.cli.watching import wait_and_print
@@ -95,14 +97,16 @@ def trigger(
             emit(f"{run.id}\n")
 
 
+def _is_about_input(error: ValidationError) -> bool:
+    return error.field.partition(".")[0].partition("[")[0] == "input"
+
+
 def _with_example(error: ValidationError, handle: "JobHandle", *, is_given: bool) -> ValidationError:
-    """Say how an input looks that the job takes, where it is the input that is wrong."""
+    """Say how an input looks that the job takes."""
     import shlex
 
     from durably.cli.example import input_example
 
-    if error.field.partition(".")[0].partition("[")[0] != "input":
-        return error
     example = input_example(handle.job)
     remedy = "" if example is None else f"; it looks like --input {shlex.quote(example)}"
     if is_given:

@@ -103,7 +103,7 @@ class Board:
         return int(_SEQUENCE.unpack_from(self._memory)[0])
 
     def alive_at(self) -> float:
-        """Give when the worker's pulse was last seen, in monotonic seconds: it comes twice a second or oftener."""
+        """Give when the worker's pulse was last seen, monotonic: twice a second or oftener while it holds a run."""
         return float(_DEADLINE.unpack_from(self._memory, _ALIVE_AT)[0])
 
     def overdue(self, now: float) -> list[tuple[float, Timed]]:
