@@ -20,7 +20,7 @@ CHECKS = (
 )
 
 # Two files at a time: tests wait for processes, locks and deadlines more than they compute.
-TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
+TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile", "--durations=12")
 SUITE = "durably/testing/dialects/suite"
 # The whole suite passes on each dialect: `pytest --databases tests.databases:postgresql`. These are the ones that a
 # dialect can spoil: who wins a race, what is whole after a death, what a commit leaves behind that was refused, cut off
@@ -85,7 +85,7 @@ def check_outside_dialect() -> bool:
 
 def main() -> int:
     """Run every check, also after one has failed; give the exit code."""
-    tests: list[tuple[str, ...]] = [("pytest", *(sys.argv[1:] or TWO_AT_ONCE))]
+    tests: list[tuple[str, ...]] = [("pytest", *(sys.argv[1:] or (*TWO_AT_ONCE, "--lives=60")))]
     if not sys.argv[1:]:
         tests += [
             ("pytest", *TWO_AT_ONCE, "--databases", f"tests.databases:{each}", *which)
