@@ -513,6 +513,7 @@ def test_what_jobs_print_and_log_is_in_the_log_with_run_and_step(tmp_path: Path)
     assert lines["log:write"]["message"] == "stored"
 
 
+@pytest.mark.own("sqlite", "postgresql", "libsql_file")  # where nothing wakes workers, the first to look takes all
 def test_two_supervisors_share_one_file(tmp_path: Path) -> None:
     one = Supervised(tmp_path)
     other = Supervised(tmp_path, url=one.url)
@@ -611,6 +612,7 @@ def test_no_signal_ends_a_spawned_child_that_cannot_take_it_yet(tmp_path: Path) 
         other.join()
 
 
+@pytest.mark.own("sqlite", "postgresql", "libsql_file")  # a libSQL server wakes nobody
 def test_a_worker_that_executes_a_run_alone_takes_no_other_workers_wake_up(tmp_path: Path) -> None:
     # contract 34, 67
     supervised = Supervised(tmp_path, "--concurrency", "4", polling_interval=5)
