@@ -357,6 +357,13 @@ def test_after_a_torn_line_the_next_begins_on_a_line_of_its_own() -> None:
     assert json.loads(whole)["event"] == "run:start"
 
 
+def program(code: str) -> subprocess.Popen[bytes]:
+    """Begin a program of its own, which does not log before its standard input is closed."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
 def test_a_broken_pipe_does_not_change_the_exit_code() -> None:
     code = (
         "import sys; from durably.telemetry import configure_log, get_logger, lost_lines\n"
@@ -364,10 +371,7 @@ def test_a_broken_pipe_does_not_change_the_exit_code() -> None:
         "for _ in range(1000): log.info('hello')\n"
         "print(lost_lines(), file=sys.stderr)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as child:  # fmt: skip
+    with program(code) as child:
         assert child.stdin
         assert child.stdout
         assert child.stderr
@@ -405,10 +409,7 @@ def test_what_goes_to_standard_error_complains_of_it_nowhere() -> None:
         "for _ in range(3): log.info('hello')\n"
         "print(lost_lines())"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as child:  # fmt: skip
+    with program(code) as child:
         assert child.stdin
         assert child.stdout
         assert child.stderr

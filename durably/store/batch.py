@@ -81,7 +81,7 @@ def _of_failure(intent: Failure | StepFailure) -> dict[str, Any]:
 
 
 # In the order of writing: what a run handed over before its end lands no later than its end.
-_writes: Final[dict[type[Fenced], tuple[Any, Callable[[Any], dict[str, Any]]]]] = {
+_WRITES: Final[dict[type[Fenced], tuple[Any, Callable[[Any], dict[str, Any]]]]] = {
     LogLine: (
         _insert_into(
             logs,
@@ -126,8 +126,7 @@ _writes: Final[dict[type[Fenced], tuple[Any, Callable[[Any], dict[str, Any]]]]] 
 }
 # Written one by one: what they leave behind, a recovery may have left too, so only the count tells them apart.
 _SINGLY: Final = frozenset({Failure, Release})
-_WRITES: Final = {kind: (one.execution_options(**{FORESEEN: True}), values) for kind, (one, values) in _writes.items()}
-_AT_ONCE: Final = {FORESEEN: False}
+_foreseen: Final = {FORESEEN: True}
 _drop_outputs: Final = update(steps).where(steps.c.run_id == bindparam("run")).values(output=None)
 
 
@@ -174,7 +173,7 @@ def _write_fenced(
         group = groups.get(kind, [])
         for part in [[intent] for intent in group] if kind in _SINGLY else [group] if group else []:
             rows = [values(intent) for intent in part]
-            written = connection.execute(statement, rows, execution_options=None if foresees else _AT_ONCE).rowcount
+            written = connection.execute(statement, rows, execution_options=_foreseen if foresees else None).rowcount
             if written != len(part):
                 verdicts.update(_find_refused(connection, part, worker_id))
     slimmed = [
